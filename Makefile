@@ -1,0 +1,48 @@
+# Needs make and a Python of 3.11 or newer with venv and pip; everything else goes into .venv.
+#
+# On Linux, PyPI's torch comes with several GB of CUDA. For the CPU build:
+#     make env PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKERS ?= 2
+
+.PHONY: env check demo test test-all bench clean
+
+env: $(STAMP)
+
+# Torch first and pinned: with no torch installed, the open range of another package pulls a CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { \
+	  for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	    $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	      && exec $$python -m venv .venv; \
+	  done; \
+	  echo "make env: found no Python of 3.11 or newer with venv and pip; install one (Debian: python3 python3-venv)" >&2; \
+	  exit 1; \
+	}
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[synthetic,dev]'
+	@touch $@
+
+demo: env
+	$(BIN)/diminuendo demo --out demo
+
+check: env
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# One thread a worker: two workers of many threads each get in each other's way.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+bench:
+	@grep -E '^bench-[a-z0-9-]+:' Makefile || echo "no bench-* targets yet"
+
+clean:
+	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,350 @@
+"""Batches of waveforms: shuffled, bucketed by length and read ahead for training; in one sorted pass for evaluation."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset.sampling.dynamic_bucketing import DynamicBucketingSampler, FixedBucketBatchSizeConstraint
+from torch import Tensor
+
+from diminuendo.data.audio import BadAudio, Skipped, by_reason, crop, load_waveform
+from diminuendo.data.manifest import SharCuts
+from diminuendo.errors import UserError
+
+READ_AHEAD = 2  # batches
+THREAD = "read-ahead"
+MAX_BUCKETS = 10
+BATCHES_PER_BUCKET = 4  # fewer, and the bucket's last, partial batch weighs too much
+BUFFERED = 10_000  # clips among which the sampler chooses
+BUFFERED_LAZY = 1_000  # the clips of a Shar directory bring their bytes
+# One process of several may draw only unusable clips in an epoch of a tiny corpus, but not ten times over.
+FRUITLESS_EPOCHS = 10
+
+_Bad = list[tuple[str, BadAudio]]
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How training batches are made; lengths in seconds.
+
+    `crop_to_shortest` cuts every clip to the shortest of its batch, at a random place, instead of padding.
+    """
+
+    seconds_per_batch: float
+    max_seconds: float = 15.0
+    min_seconds: float = 0.1
+    crop_to_shortest: bool = False
+    sampling_rate: int = 16_000
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.longest < self.min_seconds:
+            raise UserError(
+                f"seconds per batch ({self.seconds_per_batch:g}) and the longest clip ({self.max_seconds:g} s) "
+                f"must not be below the shortest usable clip ({self.min_seconds:g} s)"
+            )
+
+    @property
+    def longest(self) -> float:
+        """Seconds to which a clip is cropped."""
+        return min(self.max_seconds, self.seconds_per_batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Clips of a batch, zero-padded at the end, in float32; `lengths` in samples; `cuts` in the same order."""
+
+    waveforms: Float[Tensor, "batch samples"]
+    lengths: Int[Tensor, "batch"]
+    cuts: tuple[Cut, ...]
+    sampling_rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Audio in the batch, without padding."""
+        return int(self.lengths.sum()) / self.sampling_rate
+
+
+class TrainingBatches:
+    """An infinite iterator over training batches, read ahead by a thread, which `close` ends.
+
+    A batch holds at most `seconds_per_batch` seconds, padding included; longer clips are cropped, at random, to
+    `max_seconds`. Every epoch is shuffled anew; within one, the processes of a run get different clips. The state is
+    that of the last batch taken: after loading it, the batches that follow are those of an uninterrupted run, bit for
+    bit. With several processes each saves its own, as an unusable batch moves one of them ahead.
+
+    Unusable clips are dropped and noted in `skipped`; an epoch without a single usable one raises UserError.
+    """
+
+    def __init__(self, cuts: CutSet, settings: BatchSettings, skipped: Skipped | None = None) -> None:
+        self.cuts, self.settings = cuts, settings
+        self.skipped = Skipped() if skipped is None else skipped
+        self._epoch, self._batch = 0, 0
+        self._reader: _Reader | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._reader is None:
+            self._reader = _Reader(_stream(self.cuts, self.settings, self._epoch, self._batch))
+        while True:
+            item = self._reader.take()
+            self._epoch, self._batch = item.epoch, item.following
+            for clip, bad in item.bad:
+                self.skipped.add(clip, bad)
+            if item.batch is not None:
+                return item.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, from which `load_state_dict` goes on behind the last batch that was taken."""
+        return {
+            "epoch": self._epoch,
+            "batch": self._batch,
+            "settings": self._binding(),
+            "skipped": self.skipped.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken.
+
+        Raises:
+            UserError: a setting that decides which batches follow is not what it was.
+        """
+        for name, value in self._binding().items():
+            if state["settings"][name] != value:
+                raise UserError(f"cannot resume: {name} was {state['settings'][name]}, is {value}; give what it was")
+        self.close()
+        self._epoch, self._batch = state["epoch"], state["batch"]
+        self.skipped.load_state_dict(state["skipped"])
+
+    def close(self) -> None:
+        """End the reading thread. What it had read ahead is read again if batches are taken after all."""
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader.join()
+            self._reader = None
+
+    def __del__(self) -> None:
+        if self._reader is not None:
+            self._reader.stop()  # without waiting: at interpreter exit a daemon thread may be frozen
+
+    def _binding(self) -> dict[str, Any]:
+        # All that the batches depend on but the rank: processes may share the state where no batch was unusable.
+        binding = asdict(self.settings) | {"clips": None if self.cuts.is_lazy else len(self.cuts)}
+        del binding["rank"]
+        return binding
+
+
+def evaluation_batches(
+    cuts: CutSet,
+    seconds_per_batch: float,
+    sampling_rate: int = 16_000,
+    min_seconds: float = 0.1,
+    skipped: Skipped | None = None,
+) -> Iterator[Batch]:
+    """Every usable clip once, uncropped, sorted by length (a lazy set: stretch by stretch), longest first.
+
+    A batch holds at most `seconds_per_batch` seconds, padding included, or a single longer clip.
+
+    Raises:
+        UserError: no clip can be used.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    bad: _Bad = []
+    used = False
+    for clips in _sorted_batches(cuts, seconds_per_batch):
+        waveforms, kept, unusable = _load(clips, sampling_rate, min_seconds)
+        bad += unusable
+        for clip, why in unusable:
+            skipped.add(clip, why)
+        if kept:
+            used = True
+            yield _padded(waveforms, kept, sampling_rate)
+    if not used:
+        raise _none_usable(bad)
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """What the thread hands over: a batch (None if no clip of it is usable) and the state behind it."""
+
+    batch: Batch | None
+    bad: _Bad
+    epoch: int
+    following: int
+
+
+class _Reader:
+    """A daemon thread that draws from an iterator, at most READ_AHEAD items before they are taken."""
+
+    def __init__(self, items: Iterator[_Item]) -> None:
+        self._read: SimpleQueue[_Item | BaseException] = SimpleQueue()
+        self._slots = threading.Semaphore(READ_AHEAD)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=_read_ahead, args=(items, self._read, self._slots, self._stop), name=THREAD, daemon=True
+        )
+        self._thread.start()
+
+    def take(self) -> _Item:
+        item = self._read.get()
+        if isinstance(item, BaseException):
+            self._read.put(item)  # the thread is gone: whoever asks again gets the same answer
+            raise item
+        self._slots.release()
+        return item
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._slots.release()
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+def _read_ahead(
+    items: Iterator[_Item],
+    read: "SimpleQueue[_Item | BaseException]",
+    slots: threading.Semaphore,
+    stop: threading.Event,
+) -> None:
+    try:
+        while slots.acquire() and not stop.is_set():
+            read.put(next(items))
+    except BaseException as error:  # it belongs to the consumer
+        read.put(error)
+
+
+def _stream(cuts: CutSet, settings: BatchSettings, epoch: int, batch: int) -> Iterator[_Item]:
+    """All batches from the given one on. Those before it are sampled again, not read."""
+    edges = _bucket_edges(cuts, settings)
+    bad: _Bad = []
+    fruitless = 0
+    while True:
+        used = batch > 0  # what came before a resumed batch counts as usable
+        for index, clips in enumerate(islice(_sampler(cuts, settings, edges, epoch), batch, None), start=batch):
+            item = _training_item(tuple(clips), settings, epoch, index)
+            used = used or item.batch is not None
+            bad = [] if used else bad + item.bad
+            yield item
+        fruitless = 0 if used else fruitless + 1
+        if fruitless >= (1 if settings.world_size == 1 else FRUITLESS_EPOCHS):
+            raise _none_usable(bad)
+        epoch, batch = epoch + 1, 0
+
+
+def _training_item(clips: tuple[Cut, ...], settings: BatchSettings, epoch: int, index: int) -> _Item:
+    rate = settings.sampling_rate
+    generator = np.random.default_rng((settings.seed, settings.rank, epoch, index))
+    waveforms, kept, bad = _load(clips, rate, settings.min_seconds, settings.longest, generator)
+    if not kept:
+        return _Item(None, bad, epoch, index + 1)
+    # The sampler keeps to the limit unless durations in the manifest are wrong, or the last clips were dealt out anew.
+    longest = int(settings.seconds_per_batch * rate) // len(waveforms)
+    if settings.crop_to_shortest:
+        longest = min(longest, *map(len, waveforms))
+    waveforms = [crop(samples, longest, generator) for samples in waveforms]
+    return _Item(_padded(waveforms, kept, rate), bad, epoch, index + 1)
+
+
+def _load(
+    clips: Iterable[Cut],
+    sampling_rate: int,
+    min_seconds: float,
+    max_seconds: float | None = None,
+    generator: np.random.Generator | None = None,
+) -> tuple[list[np.ndarray], list[Cut], _Bad]:
+    """The waveforms that could be read, their cuts, and the others with the reason."""
+    waveforms, kept, bad = [], [], []
+    for cut in clips:
+        try:
+            waveforms.append(load_waveform(cut, sampling_rate, min_seconds, max_seconds, generator))
+            kept.append(cut)
+        except BadAudio as error:
+            bad.append((cut.id, error))
+    return waveforms, kept, bad
+
+
+def _padded(waveforms: Sequence[np.ndarray], cuts: Sequence[Cut], sampling_rate: int) -> Batch:
+    lengths = torch.tensor([len(samples) for samples in waveforms])
+    padded = torch.zeros(len(waveforms), int(lengths.max()))
+    for row, samples in zip(padded, waveforms, strict=True):
+        row[: len(samples)] = torch.from_numpy(samples)
+    return Batch(padded, lengths, tuple(cuts), sampling_rate)
+
+
+def _none_usable(bad: _Bad) -> UserError:
+    reasons = {clip: error.reason for clip, error in bad}
+    why = by_reason(reasons.items())
+    return UserError(f"none of the {len(reasons)} clips can be used: {why}; check the paths and the audio in DATA")
+
+
+class _BatchSizes(FixedBucketBatchSizeConstraint):  # type: ignore[misc]  # lhotse is untyped from where we stand
+    """So many clips a bucket, clips being as long as they are after cropping."""
+
+    def measure_length(self, example: Cut) -> float:
+        return min(float(example.duration), float(self.max_seq_len_buckets[-1]))
+
+
+def _bucket_edges(cuts: CutSet, settings: BatchSettings) -> list[float]:
+    """The longest clip of each bucket, in seconds: equal shares of the audio, and one for longer clips unseen."""
+    sample = islice(cuts, BUFFERED_LAZY) if cuts.is_lazy else cuts
+    seconds = np.sort([min(cut.duration, settings.longest) for cut in sample])
+    if len(seconds) == 0:
+        raise UserError("there are no clips to make batches of")
+    buckets = int(np.clip(seconds.sum() / (BATCHES_PER_BUCKET * settings.seconds_per_batch), 1, MAX_BUCKETS))
+    ends = np.searchsorted(seconds.cumsum(), seconds.sum() * np.arange(1, buckets) / buckets)
+    return [float(edge) for edge in np.unique([*seconds[ends], seconds[-1], settings.longest])]
+
+
+def _sampler(cuts: CutSet, settings: BatchSettings, edges: Sequence[float], epoch: int) -> Iterator[CutSet]:
+    """The batches of one epoch for this process.
+
+    The constraint, not `max_duration`, holds the limit: lhotse's own lets the last clip of a batch exceed it.
+    """
+    order = np.random.SeedSequence((settings.seed, epoch))
+    seed = int(order.generate_state(1)[0])
+    source: Iterable[Cut]
+    if isinstance(cuts.data, SharCuts):
+        source = cuts.data.in_order(seed)
+    elif cuts.is_lazy:
+        source = cuts
+    else:
+        clips = list(cuts)
+        source = [clips[i] for i in np.random.default_rng(order).permutation(len(clips))]
+    return iter(
+        DynamicBucketingSampler(
+            source,
+            constraint=_BatchSizes(list(edges), [max(1, int(settings.seconds_per_batch / edge)) for edge in edges]),
+            duration_bins=list(edges[:-1]),
+            shuffle=cuts.is_lazy,  # lists are already in random order
+            buffer_size=BUFFERED_LAZY if cuts.is_lazy else BUFFERED,
+            sync_buckets=True,  # without, lhotse 1.33 loses clips at the end of an epoch
+            seed=seed,
+            rank=settings.rank,
+            world_size=settings.world_size,
+        )
+    )
+
+
+def _sorted_batches(cuts: CutSet, seconds_per_batch: float) -> Iterator[list[Cut]]:
+    source = iter(cuts)
+    while stretch := list(islice(source, BUFFERED_LAZY if cuts.is_lazy else None)):
+        batch: list[Cut] = []
+        for cut in sorted(stretch, key=lambda cut: -cut.duration):
+            if batch and (len(batch) + 1) * batch[0].duration > seconds_per_batch:
+                yield batch
+                batch = []
+            batch.append(cut)
+        yield batch

@@ -1,0 +1,70 @@
+"""Distillation of hidden states: L1 and cosine between a student's mapped states and its teacher's.
+
+DPHuBERT (arXiv 2305.17651, section 2.2): L1 + (1 - cosine). DistilHuBERT: L1 - log sigmoid(cosine).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+CosineForm = Literal["one_minus", "log_sigmoid"]
+
+
+def default_layers(num_layers: int) -> tuple[int, ...]:
+    """The published 0, 4, 8, 12 of 12 layers, in proportion."""
+    return tuple(sorted({round(num_layers * third / 3) for third in range(4)}))
+
+
+def valid_frames(frame_lengths: Int[Tensor, " batch"], frames: int) -> Bool[Tensor, "batch frames"]:
+    return torch.arange(frames, device=frame_lengths.device) < frame_lengths[:, None]
+
+
+class HiddenDistillation(nn.Module):
+    """The loss between some layers of a student and the same layers of its teacher, over valid frames only.
+
+    Layer 0 (the feature projection's output) has a linear map of its own, the others share one. Maps start as the
+    identity where student and teacher have one width, else as torch draws them.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        student_dim: int,
+        teacher_dim: int,
+        *,
+        cosine: CosineForm = "one_minus",
+        cosine_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.cosine, self.cosine_weight = cosine, cosine_weight
+        names = (["first"] if 0 in self.layers else []) + (["shared"] if any(self.layers) else [])
+        self.maps = nn.ModuleDict({name: nn.Linear(student_dim, teacher_dim) for name in names})
+        if student_dim == teacher_dim:
+            for linear in self.maps.values():
+                assert isinstance(linear, nn.Linear)
+                nn.init.eye_(linear.weight)
+                nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        student: Sequence[Float[Tensor, "batch frames student_dim"]],
+        teacher: Sequence[Float[Tensor, "batch frames teacher_dim"]],
+        frame_lengths: Int[Tensor, " batch"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """All hidden states of both; gives `loss`, and its parts `l1` and `cosine`, as means over layers and frames."""
+        valid = valid_frames(frame_lengths, student[0].shape[1])
+        l1, cosine = student[0].new_zeros(()), student[0].new_zeros(())
+        for layer in self.layers:
+            mapped = self.maps["shared" if layer else "first"](student[layer][valid])
+            target = teacher[layer][valid]
+            l1 = l1 + F.l1_loss(mapped, target)
+            similarity = F.cosine_similarity(mapped.float(), target.float(), dim=-1)
+            form = 1.0 - similarity if self.cosine == "one_minus" else -F.logsigmoid(similarity)
+            cosine = cosine + form.mean()
+        l1, cosine = l1 / len(self.layers), cosine / len(self.layers)
+        return {"loss": l1 + self.cosine_weight * cosine, "l1": l1, "cosine": cosine}

@@ -1,0 +1,5 @@
+"""The one exception that means: the user's input is wrong."""
+
+
+class UserError(ValueError):
+    """What came, what was expected, what to do, in one line. The command line prints it and exits with status 2."""

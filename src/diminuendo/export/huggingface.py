@@ -1,0 +1,67 @@
+"""A directory that `diminuendo.load` and transformers both open."""
+
+import inspect
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from diminuendo.families import Model, family_of
+from diminuendo.families.family import Family
+
+# What a recogniser's directory holds beside weights, configuration and feature extractor.
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "processor_config.json",
+)
+
+
+def travelling_file(family: Family) -> Path:
+    """The one source file that is copied into every directory of a compressed model of this family."""
+    return Path(inspect.getfile(family.ragged_encoder_class))
+
+
+def _auto_map(family: Family) -> dict[str, str]:
+    module = travelling_file(family).stem
+    return {
+        "AutoConfig": f"{module}.{family.ragged_config_class.__name__}",
+        "AutoModel": f"{module}.{family.ragged_encoder_class.__name__}",
+        "AutoModelForCTC": f"{module}.{family.ragged_ctc_class.__name__}",
+    }
+
+
+def save(
+    model: Model, extractor: Any, directory: Path, *, card: str | None = None, tokenizer_of: str | None = None
+) -> None:
+    """Writes config.json, model.safetensors, the feature extractor, for a compressed model its code, and README.md.
+
+    card: the text of the model card. tokenizer_of: a directory or hub id whose tokenizer files are taken along.
+    Everything is written beside and renamed; config.json comes last, so a directory that has one is complete.
+    """
+    family = family_of(model)
+    directory.mkdir(parents=True, exist_ok=True)
+    staging = directory / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    is_ragged = model.config.model_type == family.ragged_model_type
+    if is_ragged:
+        model.config.auto_map = _auto_map(family)
+        shutil.copyfile(travelling_file(family), staging / travelling_file(family).name)
+    model.save_pretrained(staging)
+    extractor.save_pretrained(staging)
+    if tokenizer_of is not None and isinstance(model, family.ctc_class | family.ragged_ctc_class):
+        for name in _TOKENIZER_FILES:
+            found = cached_file(tokenizer_of, name, _raise_exceptions_for_missing_entries=False)
+            if found is not None:
+                shutil.copyfile(found, staging / name)
+    if card is not None:
+        (staging / "README.md").write_text(card)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, directory / path.name)
+    staging.rmdir()

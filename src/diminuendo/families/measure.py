@@ -1,0 +1,46 @@
+"""The cost model of a real model: parameter shapes read, positions per second of audio measured."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diminuendo.families.family import Model
+from diminuendo.families.registry import family_of
+from diminuendo.structure.cost import CostModel, cost_model
+
+SECONDS = 10.0
+SAMPLING_RATE = 16_000
+
+
+def build_cost_model(model: Model) -> CostModel:
+    """Expected and exact cost of `model` (as its family's `plain` gives it) by axis sizes.
+
+    MACs are those of a clip of 10 s, per second, as torch's flop counter counts them.
+    """
+    family = family_of(model)
+    positions: dict[str, float] = {}
+
+    def count(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            width = module.out_channels if isinstance(module, nn.Conv1d) else module.out_features
+            assert isinstance(width, int)
+            positions[f"{name}.weight"] = output.numel() / width / SECONDS
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(count(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Linear)
+    ]
+    samples = int(SECONDS * SAMPLING_RATE)
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, samples, device=model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    frames = int(family.frame_lengths(model, torch.tensor([samples]))[0])
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return cost_model(family.axes(model), shapes, positions, family.products(model, frames, SECONDS))

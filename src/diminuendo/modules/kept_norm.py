@@ -1,0 +1,34 @@
+"""A layer norm whose statistics run over the members that are still there."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class KeptLayerNorm(nn.LayerNorm):
+    """LayerNorm over the kept entries of the last dimension; the entries that are gone come out as zero.
+
+    Used while members are gated: it equals the ordinary norm of the model in which the gone members are removed.
+    `kept` gives a mask of 0 and 1 for the entries, [dim].
+    """
+
+    def __init__(self, norm: nn.LayerNorm, kept: Callable[[], Tensor]) -> None:
+        super().__init__(norm.normalized_shape, norm.eps, norm.elementwise_affine, norm.bias is not None)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.kept = kept
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        kept = self.kept().to(hidden.device)
+        if bool(kept.all()):
+            return super().forward(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):  # as for the ordinary norm: statistics in fp32
+            mask = kept.float()
+            hidden = hidden.float() * mask
+            mean = hidden.sum(-1, keepdim=True) / mask.sum()
+            centred = (hidden - mean) * mask
+            variance = centred.square().sum(-1, keepdim=True) / mask.sum()
+            normed = centred * torch.rsqrt(variance + self.eps)
+            if self.weight is not None:
+                normed = normed * self.weight + self.bias * mask
+            return normed

@@ -1,0 +1,69 @@
+"""Size and arithmetic of a model: parameters, bytes, multiply-accumulates per second of audio."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from diminuendo.errors import UserError
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of the whole saved model; a tensor that two modules share counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """Bytes of the tensors that safetensors stores: parameters and persistent buffers, shared ones once, no header."""
+    stored = {(t.data_ptr(), t.dtype, t.shape) if t.data_ptr() else id(t): t for t in model.state_dict().values()}
+    return sum(tensor.nbytes for tensor in stored.values())
+
+
+def count_macs_per_second(model: PreTrainedModel, seconds: float = 10.0, sampling_rate: int = 16000) -> float:
+    """Multiply-accumulates per second of audio, for one clip of `seconds`, in evaluation mode.
+
+    The model comes back in the mode it had.
+
+    Raises:
+        UserError: the model does not read waveforms.
+    """
+    inputs = example_inputs(model, seconds, sampling_rate)
+    counter = FlopCounterMode(display=False)
+    # The counter does not see the two products inside a fused attention kernel; PyTorch's own unfused form shows them
+    # without touching the model's configuration, as transformers' "eager" would have to.
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        model(**inputs)
+    return counter.get_total_flops() / 2 / seconds
+
+
+def example_inputs(model: PreTrainedModel, seconds: float, sampling_rate: int = 16000) -> dict[str, Tensor]:
+    """One clip of seeded noise for a model that reads waveforms, on its device and in its precision.
+
+    Raises:
+        UserError: the model does not read waveforms, or `seconds` is not positive.
+    """
+    if model.main_input_name != "input_values":
+        raise UserError(
+            f"profiling needs a model that reads waveforms (input_values), got {type(model).__name__}, which reads "
+            f"{model.main_input_name}; profile one of the HuBERT, wav2vec 2.0 or UniSpeech-SAT kind"
+        )
+    if seconds <= 0:
+        raise UserError(f"the clip to profile must last more than 0 seconds, got {seconds}; 10 is usual")
+    noise = torch.randn(1, round(seconds * sampling_rate), generator=torch.Generator().manual_seed(0))
+    return {"input_values": noise.to(model.device, model.dtype)}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module has the mode it had, a mixture included."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,125 @@
+"""What a model costs where it runs: latency, real-time factor, memory; and the profile that puts all costs together."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from diminuendo.errors import UserError
+from diminuendo.profiling.count import (
+    count_macs_per_second,
+    count_parameters,
+    evaluating,
+    example_inputs,
+    saved_bytes,
+)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Timings of one clip of `seconds`, batch 1, on `threads` threads.
+
+    `real_time_factor` is the median time over the clip's length; `peak_memory_mb` (10^6 bytes) is the highest resident
+    memory of the whole process since it started, so a model is measured alone in a fresh process to have its own.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    real_time_factor: float
+    seconds: float
+    threads: int
+    runs: int
+    peak_memory_mb: float
+
+
+def measure_latency(
+    model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, runs: int = 20, warmup: int = 3
+) -> Latency:
+    """Time `runs` forward passes after `warmup` unmeasured ones, in inference and evaluation mode.
+
+    Raises:
+        UserError: as `measure_interleaved`.
+    """
+    return measure_interleaved({"model": model}, seconds, threads, runs, warmup)["model"]
+
+
+def measure_interleaved(
+    models: Mapping[str, PreTrainedModel],
+    seconds: float = 10.0,
+    threads: int = 1,
+    runs: int = 20,
+    warmup: int = 3,
+) -> dict[str, Latency]:
+    """Time several models in turn (A B A B ...), so that a busy moment of the machine falls on all of them alike.
+
+    Raises:
+        UserError: `threads` or `runs` below 1, or a model that does not read waveforms.
+    """
+    if threads < 1 or runs < 1:
+        raise UserError(f"threads and runs must be at least 1, got threads={threads}, runs={runs}")
+    inputs = {name: example_inputs(model, seconds) for name, model in models.items()}
+    times_ms: dict[str, list[float]] = {name: [] for name in models}
+    with _threads(threads), torch.inference_mode():
+        for run in range(warmup + runs):
+            for name, model in models.items():
+                elapsed_ms = _forward_ms(model, inputs[name])
+                if run >= warmup:
+                    times_ms[name].append(elapsed_ms)
+    peak = _peak_memory_mb()
+    return {name: _latency(times, seconds, threads, peak) for name, times in times_ms.items()}
+
+
+def profile(model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
+    """Every cost of a model, ready for JSON. `seconds` is the clip that is timed.
+
+    Multiply-accumulates are per second of audio for a clip of 10 s whatever `seconds` is: that is what budgets are
+    stated in, and attention makes the figure depend on the clip.
+    """
+    latency = measure_latency(model, seconds, threads, runs)
+    return {
+        "params": count_parameters(model),
+        "macs_per_second": count_macs_per_second(model),
+        "bytes": saved_bytes(model),
+        "latency_ms": {"p50": latency.p50_ms, "p95": latency.p95_ms},
+        "real_time_factor": latency.real_time_factor,
+        "peak_memory_mb": latency.peak_memory_mb,
+        "threads": threads,
+        "seconds": seconds,
+    }
+
+
+def _forward_ms(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
+    with evaluating(model):
+        started = time.perf_counter()
+        model(**inputs)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        return (time.perf_counter() - started) * 1000
+
+
+def _latency(times_ms: list[float], seconds: float, threads: int, peak_memory_mb: float) -> Latency:
+    p50, p95 = torch.tensor(times_ms, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double()).tolist()
+    return Latency(p50, p95, p50 / 1000 / seconds, seconds, threads, len(times_ms), peak_memory_mb)
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _peak_memory_mb() -> float:
+    # Linux counts in kibibytes, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

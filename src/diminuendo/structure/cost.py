@@ -1,0 +1,123 @@
+"""What a model of some shape costs: parameters, and multiply-accumulates per second of audio.
+
+A parameter's size is the product of its dimensions, and a dimension that an axis governs is proportional to the
+number of that axis's members. So the cost is a polynomial in the axes' sizes; with the gates' independent
+Bernoulli openings its expectation is the same polynomial in expected sizes (second moments where one axis lies on two
+dimensions of a tensor).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diminuendo.structure.axis import Axis, Product
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Sum over terms of coefficient x product over factors of (rest + scale * moments[index]).
+
+    `moments` is [1, E K_1 ... E K_n, E K_1^2 ... E K_n^2] for axes of sizes K_1 ... K_n.
+    """
+
+    axes: tuple[Axis, ...]
+    index: Int[Tensor, "terms factors"]
+    scale: Float[Tensor, "terms factors"]
+    rest: Float[Tensor, "terms factors"]
+    coefficients: Mapping[str, Float[Tensor, " terms"]]
+
+    def at_sizes(self, kind: str, sizes: Float[Tensor, " axes"]) -> Float[Tensor, ""]:
+        """The cost ("params" or "macs") when axis i has exactly sizes[i] members."""
+        return self._at_moments(kind, sizes, sizes**2)
+
+    def expected(self, kind: str, open_probability: Float[Tensor, " members"]) -> Float[Tensor, ""]:
+        """The expected cost when every member stays with its own probability; differentiable."""
+        lengths = [axis.size for axis in self.axes]
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(open_probability.device)
+        p = open_probability.double()
+        zeros = torch.zeros(len(lengths), dtype=p.dtype, device=p.device)
+        mean = zeros.index_add(0, owner, p)
+        variance = zeros.index_add(0, owner, p * (1 - p))
+        return self._at_moments(kind, mean, mean**2 + variance)
+
+    @property
+    def full_sizes(self) -> Float[Tensor, " axes"]:
+        return torch.tensor([float(axis.size) for axis in self.axes], dtype=torch.float64)
+
+    def total(self, kind: str) -> float:
+        """The cost with every member there."""
+        return float(self.at_sizes(kind, self.full_sizes))
+
+    def _at_moments(
+        self, kind: str, first: Float[Tensor, " axes"], second: Float[Tensor, " axes"]
+    ) -> Float[Tensor, ""]:
+        device = first.device
+        moments = torch.cat([torch.ones(1, dtype=torch.float64, device=device), first.double(), second.double()])
+        factors = self.rest.to(device) + self.scale.to(device) * moments[self.index.to(device)]
+        return (self.coefficients[kind].to(device) * factors.prod(dim=1)).sum()
+
+
+def cost_model(
+    axes: Sequence[Axis],
+    parameters: Mapping[str, torch.Size],
+    positions_per_second: Mapping[str, float],
+    products: Sequence[Product],
+) -> CostModel:
+    """Derives the cost from the axes' declaration.
+
+    parameters: the shape of every parameter that is saved.
+    positions_per_second: for every weight that is multiplied with activations, at how many places per second of audio.
+    products: what is multiplied without a parameter.
+    """
+    number = {axis.name: i + 1 for i, axis in enumerate(axes)}
+    touching: dict[str, dict[int | None, list[tuple[Axis, int]]]] = {}
+    for axis in axes:
+        for piece in axis.slices:
+            width = piece.block * len(piece.offsets)
+            touching.setdefault(piece.parameter, {}).setdefault(piece.dim, []).append((axis, width))
+
+    terms: list[tuple[float, float, list[tuple[int, float, float]]]] = []  # params, macs, (index, scale, rest)
+    for name, shape in parameters.items():
+        factors: list[tuple[int, float, float]] = []
+        constant = float(shape.numel())
+        seen: dict[str, int] = {}
+        for dim, owners in touching.get(name, {}).items():
+            for axis, width in owners:
+                index = number[axis.name]
+                if dim is None:
+                    factors.append((index, 1.0, 0.0))
+                    continue
+                rest = shape[dim] - width * axis.size
+                constant /= shape[dim]
+                if axis.name in seen:  # the axis lies on both dimensions: E K^2, not (E K)^2
+                    assert rest == factors[seen[axis.name]][2] == 0, f"{name}: {axis.name} twice, with a rest"
+                    scale = factors[seen[axis.name]][1]
+                    factors[seen[axis.name]] = (index + len(axes), scale * width, 0.0)
+                    continue
+                seen[axis.name] = len(factors)
+                factors.append((index, float(width), float(rest)))
+        terms.append((constant, constant * positions_per_second.get(name, 0.0), factors))
+    parents = {axis.name: axis.parent for axis in axes}
+    for product in products:
+        factors = [(number[product.axis], 1.0, 0.0)]
+        parent = parents[product.axis]
+        if parent is not None:
+            factors.append((number[parent], 1.0, 0.0))
+        terms.append((0.0, product.macs_per_second, factors))
+
+    most = max((len(factors) for _, _, factors in terms), default=0)
+    padded = [factors + [(0, 0.0, 1.0)] * (most - len(factors)) for _, _, factors in terms]
+    table = torch.tensor(padded, dtype=torch.float64).reshape(len(terms), most, 3)
+    return CostModel(
+        axes=tuple(axes),
+        index=table[..., 0].long(),
+        scale=table[..., 1],
+        rest=table[..., 2],
+        coefficients={
+            "params": torch.tensor([term[0] for term in terms], dtype=torch.float64),
+            "macs": torch.tensor([term[1] for term in terms], dtype=torch.float64),
+        },
+    )

@@ -1,0 +1,24 @@
+"""The shape of a compressed model: kept members per axis, as JSON."""
+
+from collections.abc import Mapping, Sequence
+
+from diminuendo.structure.axis import Axis, Selection
+
+Kept = int | list[int]
+"""How many members stay; or which ones (indices in the original model) where a consumer must know."""
+
+Shape = dict[str, Kept]
+
+
+def shape_of(axes: Sequence[Axis], selection: Selection | None = None) -> Shape:
+    """The shape that is left when `selection` stays (everything, if there is none)."""
+    shape: Shape = {}
+    for axis in axes:
+        kept = range(axis.size) if selection is None else selection[axis.name].nonzero().flatten().tolist()
+        shape[axis.name] = len(kept) if axis.positions is None else [axis.positions[member] for member in kept]
+    return shape
+
+
+def kept_sizes(shape: Mapping[str, Kept]) -> dict[str, int]:
+    """The number of kept members per axis."""
+    return {name: kept if isinstance(kept, int) else len(kept) for name, kept in shape.items()}

@@ -1,0 +1,54 @@
+"""Checkpoints: written beside and renamed, so that a kill at any moment leaves a whole one."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diminuendo.errors import UserError
+
+
+@contextmanager
+def clear_on_full_disk(path: Path) -> Iterator[None]:
+    """Turns "no space left" into one clear line; what was there before is untouched."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # torch.save reports a short write as a RuntimeError of its zip writer
+        short = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+        if not (full or (short and shutil.disk_usage(path.parent).free < 1 << 24)):
+            raise
+        raise UserError(
+            f"no space left on the disk of {path.parent}: free some and continue with --resume; "
+            "the last checkpoint is whole"
+        ) from error
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` (tensors and plain data) so that `path` is always the old checkpoint or the new one."""
+    beside = path.with_suffix(".tmp")
+    with clear_on_full_disk(path):
+        try:
+            with beside.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The last checkpoint, or None if there is none."""
+    path.with_suffix(".tmp").unlink(missing_ok=True)  # left by a kill
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

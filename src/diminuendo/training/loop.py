@@ -1,0 +1,271 @@
+"""The training loop that every long command shares: one stage, resumable to the bit, on one process or many."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch import nn
+
+from diminuendo.data.batching import TrainingBatches
+from diminuendo.errors import UserError
+from diminuendo.training.checkpoint import load_checkpoint, save_checkpoint
+from diminuendo.training.progress import StageProgress
+from diminuendo.training.run import Run
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a stage is run. `precision` is that of the forward pass; weights and optimiser are fp32.
+
+    log_every, checkpoint_every: steps; 0 means some 200 log lines and 20 checkpoints a stage.
+    """
+
+    precision: str = "fp32"
+    accumulate: int = 1
+    clip: float = 10.0
+    device: str = "auto"
+    log_every: int = 0
+    checkpoint_every: int = 0
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with a learning rate and a schedule (a factor for every step) of their own.
+
+    `clipped` groups share one gradient norm; `maximize` ascends.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+    schedule: Schedule
+    weight_decay: float = 0.0
+    maximize: bool = False
+    clipped: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`module(waveforms, lengths, step, draw)` gives scalars, the one to minimise under `loss`.
+
+    offset: steps of the stages before, for logs. after_step: called after every optimiser step.
+    """
+
+    name: str
+    steps: int
+    module: nn.Module
+    groups: Sequence[Group]
+    offset: int = 0
+    after_step: Callable[[], None] = lambda: None
+
+
+class Interrupted(UserError):  # noqa: N818 - what the user did, not an error of the run
+    """Ctrl-C: the step was finished and the checkpoint written."""
+
+
+def warm_up_then_decay(steps: int, warm_up: float) -> Schedule:
+    """Rises linearly from 0 over `warm_up` (a fraction of `steps`), then falls linearly to 0."""
+    rise = max(1, round(steps * warm_up))
+    return lambda step: min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
+
+
+def constant(_: int) -> float:
+    return 1.0
+
+
+def make_accelerator(config: LoopConfig) -> Accelerator:
+    """UserError for a precision or a device that there is not."""
+    if config.precision not in ("fp32", "bf16"):
+        raise UserError(f"--precision {config.precision}: expected fp32 or bf16")
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {config.device}: expected auto, cpu or cuda")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device that torch can use; give --device cpu")
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        # Layers above the last distilled one get no gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of tearing a step apart; a second one stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    old = signal.signal(signal.SIGINT, handler)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+class Loop:
+    """Runs the stages of one run, from its last checkpoint on. `carried` is what later stages need of earlier ones."""
+
+    def __init__(self, run: Run, config: LoopConfig, accelerator: Accelerator) -> None:
+        self.run, self.config, self.accelerator = run, config, accelerator
+        saved = load_checkpoint(run.checkpoint)
+        self.saved: dict[str, Any] = saved if saved is not None else {}
+        if accelerator.is_main_process:
+            run.truncate_log(self.saved.get("total_step", 0))
+        self.carried: dict[str, Any] = self.saved.get("carried", {})
+
+    @property
+    def resumed_stage(self) -> str | None:
+        """The stage that the checkpoint is in; stages before it are done."""
+        return self.saved.get("stage")
+
+    def run_stage(self, stage: Stage, batches: TrainingBatches) -> None:
+        """Trains `stage.module` in place. Raises Interrupted after a Ctrl-C, with the checkpoint written."""
+        module = self.accelerator.prepare_model(stage.module)
+        stage.module.train()
+        optimizer = _optimizer(stage)
+        start = self._restore(stage, optimizer, batches)
+        clipped = [p for group in stage.groups if group.clipped for p in group.parameters]
+        log_every = self.config.log_every or max(1, stage.steps // 200)
+        checkpoint_every = self.config.checkpoint_every or max(1, stage.steps // 20)
+        meter = _Meter(self.accelerator)
+        with ExitStack() as stack:
+            asked = stack.enter_context(_deferred_interrupt())
+            progress = stack.enter_context(self._progress(stage, start))
+            for step in range(start, stage.steps):
+                for settings, group in zip(optimizer.param_groups, stage.groups, strict=True):
+                    settings["lr"] = group.learning_rate * group.schedule(step)
+                for micro in range(self.config.accumulate):
+                    batch = next(batches)
+                    last = micro == self.config.accumulate - 1
+                    with nullcontext() if last else self.accelerator.no_sync(module):
+                        waveforms = batch.waveforms.to(self.accelerator.device)
+                        lengths = batch.lengths.to(self.accelerator.device)
+                        scalars = module(waveforms, lengths, step, step * self.config.accumulate + micro)
+                        self.accelerator.backward(scalars["loss"] / self.config.accumulate)
+                    meter.add(scalars, batch.seconds)
+                nn.utils.clip_grad_norm_(clipped, self.config.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                stage.after_step()
+                progress.advance()
+                done = step + 1
+                if done % log_every == 0 or done == stage.steps:
+                    self._log(stage, done, meter.take(), progress)
+                stop = self._anyone(asked.is_set())
+                if done % checkpoint_every == 0 or done == stage.steps or stop:
+                    self._checkpoint(stage, done, optimizer, batches)
+                if stop:
+                    raise Interrupted(
+                        f"interrupted after step {done} of {stage.steps} ({stage.name}); checkpoint written: "
+                        "continue with the same command and --resume"
+                    )
+        self.saved = {}
+
+    def _progress(self, stage: Stage, start: int) -> StageProgress:
+        main = self.accelerator.is_main_process
+        tensorboard = self.run.directory / "tensorboard" if main else None
+        quiet = self.config.quiet or not main
+        return StageProgress(stage.name, stage.steps, start, quiet=quiet, tensorboard=tensorboard)
+
+    def _log(self, stage: Stage, step: int, values: dict[str, float], progress: StageProgress) -> None:
+        progress.report(step, stage.offset + step, values)
+        if self.accelerator.is_main_process:
+            self.run.append({"stage": stage.name, "step": step, "total_step": stage.offset + step, **values})
+
+    def _anyone(self, here: bool) -> bool:
+        """Whether any process was asked to stop: they have to stop together."""
+        if self.accelerator.num_processes == 1:
+            return here
+        flag = torch.tensor([float(here)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _checkpoint(self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, batches: TrainingBatches) -> None:
+        several = self.accelerator.num_processes > 1
+        positions = gather_object([batches.state_dict()]) if several else [batches.state_dict()]
+        if self.accelerator.is_main_process:
+            state = {
+                "stage": stage.name,
+                "step": step,
+                "total_step": stage.offset + step,
+                "module": stage.module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "batches": positions,
+                "random": torch.get_rng_state(),
+                "carried": self.carried,
+            }
+            save_checkpoint(self.run.checkpoint, state)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, stage: Stage, optimizer: torch.optim.Optimizer, batches: TrainingBatches) -> int:
+        """Puts back what the checkpoint holds of this stage; the number of steps done."""
+        if self.resumed_stage != stage.name:
+            return 0
+        positions = self.saved["batches"]
+        if len(positions) != self.accelerator.num_processes:
+            raise UserError(
+                f"--resume: the run was made by {len(positions)} processes, not {self.accelerator.num_processes}; "
+                "launch as many"
+            )
+        stage.module.load_state_dict(self.saved["module"])
+        optimizer.load_state_dict(self.saved["optimizer"])
+        batches.load_state_dict(positions[self.accelerator.process_index])
+        torch.set_rng_state(self.saved["random"])
+        step: int = self.saved["step"]
+        self.saved = {}
+        return step
+
+
+def _optimizer(stage: Stage) -> torch.optim.Optimizer:
+    groups = [
+        {
+            "params": list(group.parameters),
+            "lr": group.learning_rate,
+            "weight_decay": group.weight_decay,
+            "maximize": group.maximize,
+        }
+        for group in stage.groups
+    ]
+    return torch.optim.AdamW(groups, fused=True)
+
+
+class _Meter:
+    """Means of scalars since the last look, and how much audio went by."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count, self.seconds, self.started = 0, 0.0, time.monotonic()
+
+    def add(self, scalars: dict[str, torch.Tensor], seconds: float) -> None:
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        self.count, self.seconds = self.count + 1, self.seconds + seconds
+
+    def take(self) -> dict[str, float]:
+        """Raises RuntimeError if the loss is not finite: nothing after it would be worth having."""
+        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        if not all(abs(value) < float("inf") for value in values.values()):
+            raise RuntimeError(f"training diverged: {values}; a lower learning rate may help")
+        rate = self.seconds / max(1e-9, time.monotonic() - self.started) * self.accelerator.num_processes
+        self._reset()
+        return {**values, "audio_seconds_per_second": round(rate, 3)}

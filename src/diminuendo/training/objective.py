@@ -1,0 +1,107 @@
+"""What is minimised: distillation, and with gates the budget. Here pruning and distillation meet."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from diminuendo.distillation.hidden import HiddenDistillation
+from diminuendo.families import Model, family_of, model_inputs
+from diminuendo.pruning.budget import CostKind, Multipliers
+from diminuendo.pruning.gating import Gates
+from diminuendo.structure.cost import CostModel
+
+Scalars = dict[str, Tensor]
+
+
+class DistillationObjective(nn.Module):
+    """The distillation loss of a student, gated or not, against a frozen teacher.
+
+    Student and teacher stay in evaluation mode also while training: in training mode transformers models mask time,
+    drop layers and change batch norms' statistics, and none of that belongs into a comparison of two models.
+    """
+
+    def __init__(self, student: Model, teacher: Model, extractor: Any, distillation: HiddenDistillation) -> None:
+        super().__init__()
+        self.student, self.distillation = student, distillation
+        self.extractor = extractor
+        # In lists, so that the teacher is neither saved, nor moved, nor synchronised with what is trained.
+        self._teacher = [teacher.eval().requires_grad_(False)]
+        freeze_unused(student)
+
+    def train(self, mode: bool = True) -> "DistillationObjective":
+        super().train(mode)
+        self.student.eval()
+        return self
+
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
+        """`loss` and its parts for clips [batch, samples]; step and draw matter with gates only."""
+        inputs = model_inputs(self.extractor, waveforms, lengths)
+        teacher, family = self._teacher[0], family_of(self.student)
+        with torch.inference_mode():
+            states = family_of(teacher).hidden_states(teacher, inputs)
+        wanted = set(self.distillation.layers)
+        # Inference tensors cannot be saved for a backward pass: the few that are compared are copied out.
+        targets = [state.clone() if layer in wanted else state for layer, state in enumerate(states)]
+        del states
+        student = family.hidden_states(self.student, inputs)
+        losses: Scalars = self.distillation(student, targets, family.frame_lengths(self.student, lengths))
+        return losses
+
+
+def freeze_unused(student: Model) -> None:
+    """Excludes from training what hidden states do not depend on: a recogniser's head, the mask embedding."""
+    encoder = family_of(student).encoder(student)
+    inside = {id(parameter) for parameter in encoder.parameters()}
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(id(parameter) in inside and not name.endswith("masked_spec_embed"))
+
+
+class JointObjective(DistillationObjective):
+    """Distillation while gates learn what can go: + l1 (s - t) + l2 (s - t)^2, s and t removed fractions of the cost.
+
+    The target t rises linearly from 0 to `removed` over `ramp_steps` steps.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Model,
+        extractor: Any,
+        distillation: HiddenDistillation,
+        *,
+        gates: Gates,
+        cost: CostModel,
+        kind: CostKind,
+        total: float,
+        removed: float,
+        ramp_steps: int,
+    ) -> None:
+        super().__init__(student, teacher, extractor, distillation)
+        self.gates, self.multipliers = gates, Multipliers()
+        self.cost, self.kind, self.total = cost, kind, total
+        self.removed, self.ramp_steps = removed, ramp_steps
+
+    def target(self, step: int) -> float:
+        return self.removed * min(1.0, (step + 1) / max(1, self.ramp_steps))
+
+    def expected_kept(self) -> Tensor:
+        """The expected fraction of the original's cost that stays; differentiable."""
+        return self.cost.expected(self.kind, self.gates.open_probability) / self.total
+
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
+        self.gates.sample(draw)
+        losses = super().forward(waveforms, lengths, step, draw)
+        kept, target = self.expected_kept(), self.target(step)
+        budget = self.multipliers(1.0 - kept, target)
+        return {
+            "loss": losses["loss"] + budget.to(losses["loss"].dtype),
+            "distillation": losses["loss"],
+            "l1": losses["l1"],
+            "cosine": losses["cosine"],
+            "expected_kept": kept.detach(),
+            "target_kept": torch.tensor(1.0 - target),
+            "multiplier_1": self.multipliers.linear.detach(),
+            "multiplier_2": self.multipliers.quadratic.detach(),
+        }

@@ -1,0 +1,80 @@
+"""What a person sees of a long run (on standard error), and what TensorBoard gets."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+class StageProgress:
+    """A progress bar on a terminal; elsewhere a line every now and then; nothing when quiet."""
+
+    def __init__(self, name: str, steps: int, done: int, *, quiet: bool, tensorboard: Path | None) -> None:
+        self.name, self.steps, self.quiet = name, steps, quiet
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(name, total=steps, completed=done, state="")
+        self.writer = SummaryWriter(str(tensorboard)) if tensorboard is not None else None
+        self.first = done
+        self.started = time.monotonic()
+
+    def __enter__(self) -> "StageProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+    def advance(self) -> None:
+        self.bar.advance(self.task)
+
+    def report(self, step: int, total_step: int, values: Mapping[str, float]) -> None:
+        """Shows the values of an interval that ends with `step` steps done."""
+        text = describe(values)
+        self.bar.update(self.task, state=text)
+        if not self.quiet and not self.console.is_terminal:
+            each = (time.monotonic() - self.started) / max(1, step - self.first)
+            left = duration_text(each * (self.steps - step))
+            self.console.print(f"{self.name} {step}/{self.steps}  {text}  {left} left", highlight=False, soft_wrap=True)
+        if self.writer is not None:
+            for key, value in values.items():
+                self.writer.add_scalar(f"{self.name}/{key}", value, total_step)
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """`loss 0.412  kept 0.310 (target 0.250)  142 s/s`."""
+    parts = [f"loss {values['loss']:.3f}"]
+    if "expected_kept" in values:
+        parts.append(f"kept {values['expected_kept']:.3f} (target {values['target_kept']:.3f})")
+    if "accuracy" in values:
+        parts.append(f"accuracy {values['accuracy']:.3f}")
+    parts.append(f"{values['audio_seconds_per_second']:.0f} s/s")
+    return "  ".join(parts)
+
+
+def duration_text(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,113 @@
+"""The output directory of a run: what it is, what it has logged, whether it is finished."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diminuendo.errors import UserError
+from diminuendo.training.checkpoint import clear_on_full_disk
+
+# All that a run writes; --overwrite removes these and nothing else.
+_OURS = (
+    "run.json",
+    "result.json",
+    "log.jsonl",
+    "checkpoint.pt",
+    "checkpoint.tmp",
+    "tensorboard",
+    ".saving",
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "README.md",
+    "report.html",
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written beside, then renamed."""
+    beside = path.with_name(path.name + ".tmp")
+    with clear_on_full_disk(path):
+        beside.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(beside, path)
+
+
+@dataclass
+class Run:
+    """One run in its directory. `identity` says what the run is: a checkpoint of another one is refused."""
+
+    directory: Path
+    identity: Mapping[str, Any]
+    result: dict[str, Any] | None = field(default=None, init=False)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoint.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log.jsonl"
+
+    def open(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Makes the directory ready; with `resume`, `result` is set if the run is finished already.
+
+        UserError if the directory is not empty (without `resume` or `overwrite`), or holds another run.
+        """
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite contradict each other: give one of them")
+        if self.directory.is_file():
+            raise UserError(f"--out {self.directory} is a file; expected a directory")
+        if overwrite:
+            for name in _OURS:
+                path = self.directory / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        elif self.directory.is_dir() and any(path.suffix != ".tmp" for path in self.directory.iterdir()):
+            if not resume:
+                raise UserError(
+                    f"--out {self.directory} exists and is not empty: give another directory, "
+                    "--resume to continue the run in it, or --overwrite to replace it"
+                )
+            self._check_identity()
+        with clear_on_full_disk(self.directory / "run.json"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        if not (self.directory / "run.json").is_file():
+            write_json(self.directory / "run.json", self.identity)
+        finished = self.directory / "result.json"
+        if resume and finished.is_file():
+            self.result = json.loads(finished.read_text())
+
+    def _check_identity(self) -> None:
+        path = self.directory / "run.json"
+        if not path.is_file():
+            raise UserError(
+                f"--resume: {self.directory} holds no run (no run.json); give the --out of the run to continue"
+            )
+        there, here = json.loads(path.read_text()), json.loads(json.dumps(self.identity))
+        for key in {**there, **here}:
+            if there.get(key) != here.get(key):
+                raise UserError(
+                    f"--resume: {self.directory} holds another run: its {key} is {there.get(key)!r}, "
+                    f"this one's {here.get(key)!r}; give the same, or another --out"
+                )
+
+    def truncate_log(self, total_step: int) -> None:
+        """Forgets what was logged after the checkpoint, which will be logged again."""
+        if not self.log.is_file():
+            return
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["total_step"] <= total_step]
+        self.log.write_text("".join(line + "\n" for line in kept))
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        with clear_on_full_disk(self.log), self.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Keeps the result and drops the checkpoint: the run is done."""
+        write_json(self.directory / "result.json", result)
+        self.checkpoint.unlink(missing_ok=True)
+        self.result = result

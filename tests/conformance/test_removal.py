@@ -1,0 +1,153 @@
+"""Removing members equals gating them: every family times every axis times the edges."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import VARIANTS, audio, tiny_model
+
+from diminuendo.families import build, build_cost_model, family_of, model_inputs
+from diminuendo.pruning.budget import selected_cost
+from diminuendo.pruning.gating import Gates, attach, plain_state
+from diminuendo.pruning.removal import remove
+from diminuendo.structure.shape import shape_of
+
+KINDS = ["channels", "heads", "neurons", "groups", "sublayer"]
+EDGES = ["some", "minimum", "one", "first", "every sublayer of a layer", "everything that may"]
+
+
+def selection_for(axes: Any, kind: str, edge: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    selection = {axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in axes}
+    if edge == "every sublayer of a layer":
+        for axis in axes:
+            if axis.name.startswith("encoder.layers.1."):
+                selection[axis.name][:] = False
+        return selection
+    chosen = [axis for axis in axes if axis.kind == kind or edge == "everything that may"]
+    for axis in chosen[:1] if edge == "first" else chosen:
+        keep = {"some": (axis.size + 1) // 2, "one": 1}.get(edge, axis.minimum)
+        if edge == "some" and axis.kind == "sublayer":
+            keep = int(torch.randint(2, (1,), generator=generator))
+        members = torch.randperm(axis.size, generator=generator)[:keep]
+        selection[axis.name] = torch.zeros(axis.size, dtype=torch.bool).index_fill(0, members, True)
+    for axis in axes:
+        if axis.parent and not selection[axis.parent].any():
+            selection[axis.name][:] = False
+    return selection
+
+
+def gated_and_removed(model: Any, kind: str, edge: str) -> tuple[Any, Any, Any, Any]:
+    family = family_of(model)
+    gated = family.plain(model)
+    axes = family.axes(gated)
+    cost = build_cost_model(gated)
+    gates = Gates(axes, seed=3)
+    with torch.no_grad():  # soft gates: what stays is scaled, and the scale must be folded in
+        gates.log_alpha.uniform_(-1.0, 1.5, generator=torch.Generator().manual_seed(2))
+    attach(gated, gates)
+    selection = selection_for(axes, kind, edge)
+    gates.evaluate(selection)
+    shape = {**getattr(model.config, "diminuendo", {}).get("shape", {}), **shape_of(axes, selection)}
+    state = remove(axes, plain_state(gated), selection)
+    removed = build(family, model.config, shape, state, recogniser=type(model).__name__.endswith("ForCTC"))
+    return gated, removed, selected_cost(cost, "params", selection), family
+
+
+def relative_errors(family: Any, one: Any, other: Any, lengths: torch.Tensor) -> list[float]:
+    waveforms = audio(len(lengths), int(lengths.max()))
+    valid_samples = torch.arange(waveforms.shape[1]) < lengths[:, None]
+
+    class Extractor:
+        do_normalize = True
+
+    inputs = model_inputs(Extractor, waveforms * valid_samples, lengths)
+    frames = family.frame_lengths(one, lengths)
+    errors = []
+    with torch.inference_mode():
+        for a, b in zip(family.hidden_states(one, inputs), family.hidden_states(other, inputs), strict=True):
+            valid = torch.arange(a.shape[1]) < frames[:, None]
+            errors.append(float((a - b)[valid].norm() / b[valid].norm()))
+    return errors
+
+
+def check(family_name: str, style: str, kind: str, edge: str, **changes: Any) -> None:
+    model = tiny_model(family_name, style, **changes)
+    gated, removed, expected, family = gated_and_removed(model, kind, edge)
+    assert max(relative_errors(family, removed, gated, torch.tensor([8000, 5000]))) < 1e-5
+    assert expected == sum(p.numel() for p in removed.parameters())
+
+
+COVERING = [
+    ("hubert", "base", "channels", "some"),
+    ("hubert", "large", "channels", "some"),
+    ("hubert", "large", "channels", "minimum"),
+    ("wav2vec2", "base", "heads", "some"),
+    ("wav2vec2", "large", "heads", "minimum"),
+    ("unispeech-sat", "base", "neurons", "minimum"),
+    ("unispeech-sat", "large", "neurons", "some"),
+    ("hubert", "base", "groups", "one"),
+    ("wav2vec2", "large", "groups", "minimum"),
+    ("hubert", "base", "sublayer", "first"),
+    ("hubert", "large", "sublayer", "some"),
+    ("wav2vec2", "base", "sublayer", "every sublayer of a layer"),
+    ("unispeech-sat", "large", "sublayer", "every sublayer of a layer"),
+    ("hubert", "base", "channels", "everything that may"),
+    ("hubert", "large", "channels", "everything that may"),
+]
+
+
+@pytest.mark.parametrize(("family", "style", "kind", "edge"), COVERING)
+def test_removing_members_equals_gating_them(family: str, style: str, kind: str, edge: str) -> None:
+    check(family, style, kind, edge)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_removing_members_equals_gating_them_everywhere(family: str, style: str, kind: str, edge: str) -> None:
+    check(family, style, kind, edge)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conv_pos_batch_norm": True},
+        {"feat_proj_layer_norm": False},
+        {"num_conv_pos_embeddings": 7},
+    ],
+    ids=str,
+)
+def test_removing_equals_gating_in_the_variants_of_hubert(changes: dict[str, Any]) -> None:
+    check("hubert", "base", "groups", "some", **changes)
+    check("hubert", "base", "channels", "some", **changes)
+
+
+@pytest.mark.parametrize("style", ["base", "large"])
+@pytest.mark.parametrize(("first", "second"), [("some", "some"), ("everything that may", "one"), ("minimum", "some")])
+def test_removing_again_from_a_removed_model_equals_gating_it(style: str, first: str, second: str) -> None:
+    _, once, _, _ = gated_and_removed(tiny_model("hubert", style), "groups" if first == "some" else "heads", first)
+    gated, twice, expected, family = gated_and_removed(once, "groups" if second == "some" else "neurons", second)
+    assert max(relative_errors(family, twice, gated, torch.tensor([8000, 5000]))) < 1e-5
+    assert expected == sum(p.numel() for p in twice.parameters())
+
+
+def test_a_recogniser_keeps_its_head() -> None:
+    model = tiny_model("wav2vec2", "large", ctc=True)
+    gated, removed, expected, _ = gated_and_removed(model, "channels", "some")
+    with torch.inference_mode():
+        torch.testing.assert_close(removed(audio()).logits, gated(audio()).logits, rtol=1e-4, atol=1e-5)
+    assert expected == sum(p.numel() for p in removed.parameters())
+    assert torch.equal(removed.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_plain_copy_leaves_the_original_as_it_was() -> None:
+    model = tiny_model("hubert", "base")
+    family = family_of(model)
+    with torch.inference_mode():
+        before = model(audio()).last_hidden_state
+        first, second = family.plain(model), family.plain(model)
+        torch.testing.assert_close(first(audio()).last_hidden_state, before, rtol=1e-5, atol=1e-6)
+        assert torch.equal(second(audio()).last_hidden_state, first(audio()).last_hidden_state)
+        assert torch.equal(model(audio()).last_hidden_state, before)

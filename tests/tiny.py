@@ -1,0 +1,58 @@
+"""Tiny models with random weights: every family in both styles."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    HubertConfig,
+    HubertForCTC,
+    HubertModel,
+    UniSpeechSatConfig,
+    UniSpeechSatForCTC,
+    UniSpeechSatModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Model,
+)
+
+CLASSES: dict[str, tuple[Any, Any, Any]] = {
+    "hubert": (HubertConfig, HubertModel, HubertForCTC),
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model, Wav2Vec2ForCTC),
+    "unispeech-sat": (UniSpeechSatConfig, UniSpeechSatModel, UniSpeechSatForCTC),
+}
+BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
+LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+STYLES = {"base": BASE, "large": LARGE}
+VARIANTS = [(family, style) for family in CLASSES for style in STYLES]
+
+
+def tiny_config(family: str = "hubert", style: str = "base", **changes: Any) -> Any:
+    values = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "conv_dim": [16] * 7,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 4,
+        "vocab_size": 11,
+        **STYLES[style],
+        **changes,
+    }
+    return CLASSES[family][0](**values)
+
+
+def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False, seed: int = 0, **changes: Any) -> Any:
+    """Weights large enough, biases and norms uneven enough, that an error anywhere shows in the output."""
+    torch.manual_seed(seed)
+    model = CLASSES[family][2 if ctc else 1](tiny_config(family, style, **changes)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 or name.endswith("bias"):
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def audio(batch: int = 2, samples: int = 8000, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, samples, generator=torch.Generator().manual_seed(seed))
