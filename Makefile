@@ -1,7 +1,7 @@
 # Needs make and a Python of 3.11 or newer with venv and pip; everything else goes into .venv.
 #
-# On Linux, PyPI's torch comes with several GB of CUDA. For the CPU build:
-#     make env PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# On Linux, PyPI's torch comes with several GB of CUDA; for the CPU build point pip to its index:
+#     make env PIP_EXTRA_INDEX_URL=(the index that pytorch.org names for CPU builds)
 
 BIN := .venv/bin
 STAMP := .venv/.installed

@@ -21,6 +21,8 @@ ORDER = (
     {"export"},
     {"training"},
     {"report", "recipes"},
+    {"api"},
+    {"demo"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VARIANTS, audio, tiny_model
 
 from diminuendo.families import build, build_cost_model, family_of, model_inputs
 from diminuendo.pruning.budget import selected_cost
 from diminuendo.pruning.gating import Gates, attach, plain_state
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.shape import shape_of
+from tiny import VARIANTS, audio, tiny_model
 
 KINDS = ["channels", "heads", "neurons", "groups", "sublayer"]
 EDGES = ["some", "minimum", "one", "first", "every sublayer of a layer", "everything that may"]

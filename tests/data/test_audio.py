@@ -123,6 +123,7 @@ def test_cuts_that_lhotse_composes_are_loaded_by_lhotse(tmp_path: Path) -> None:
     before = get_current_audio_backend()
     cut = cut_of(tmp_path / "a.wav", noise(0.5))
     np.testing.assert_allclose(load_waveform(cut.append(cut)), np.tile(noise(0.5), 2), atol=1e-6)
+    np.testing.assert_allclose(load_waveform(cut.perturb_volume(0.5)), noise(0.5) / 2, atol=1e-6)
     (tmp_path / "a.wav").unlink()
     with pytest.raises(BadAudio, match="broken"):
         load_waveform(cut.append(cut))
@@ -149,6 +150,8 @@ def test_without_a_generator_the_beginning_is_kept(tmp_path: Path) -> None:
     cut = cut_of(tmp_path / "a.wav", sine(1.0, 44_100), 44_100)
     np.testing.assert_allclose(load_waveform(cut, max_seconds=0.25)[:3500], load_waveform(cut)[:3500], atol=1e-3)
     assert len(load_waveform(cut, max_seconds=0.25)) == 4000
+    lengths = [len(load_waveform(cut, max_seconds=frames / 44_100)) for frames in range(11_026, 11_100)]
+    assert lengths == [frames * 160 // 441 for frames in range(11_026, 11_100)]  # rounded down, never up
 
 
 def spoiled(samples: np.ndarray, value: float) -> np.ndarray:

@@ -269,6 +269,12 @@ def test_heads_trained_at_once_are_those_trained_one_by_one_and_the_best_on_dev_
     assert_close(best.layer_logits, same.layer_logits)
 
 
+@pytest.mark.parametrize("rate", [1e-4, 1e-2])
+def test_a_heads_first_step_is_as_long_as_its_learning_rate(rate):
+    head = train_head(head_data(), head_data(seed=1), 4, HeadConfig(learning_rates=(rate,), steps=1), seed=0)
+    assert head.weight.abs().max().item() == pytest.approx(rate, rel=1e-3)
+
+
 def test_the_head_is_the_early_one_where_training_on_makes_it_worse():
     train, dev = head_data(clips=40, noise=2), head_data(clips=400, noise=2, seed=1)
     config = HeadConfig(learning_rates=(1e-1,), steps=400, steps_per_check=5)

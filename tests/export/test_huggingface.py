@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.test_removal import gated_and_removed
-from tiny import VARIANTS, audio, tiny_model
 from transformers import Wav2Vec2FeatureExtractor
 
 import diminuendo
+from conformance.test_removal import gated_and_removed
 from diminuendo.export.huggingface import save, travelling_file
 from diminuendo.families import family_of
+from tiny import VARIANTS, audio, tiny_model
 
 WITHOUT_PACKAGE = """
 import json, sys

@@ -23,6 +23,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus"})
 # A lhotse recording must state a rate and a length. Without a header these stand in; audio.py believes the file.
 NOMINAL_RATE = 16_000
 NOMINAL_SECONDS = 1.0
+ALL = "all"
 _NEMO_FIELDS = frozenset({"audio_filepath", "duration", "offset", "text", "speaker"})
 _CUT_TYPES = frozenset({"MonoCut", "MultiCut", "MixedCut"})
 
@@ -34,7 +35,8 @@ def read_cuts(data: str | Path, split: str | None, default_split: str = "train")
     Kaldi directory, a LibriSpeech-layout folder, or any folder of audio. Shar stays lazy; everything else is a list of
     cuts. Audio files that are missing or broken pass: they are found when they are read.
 
-    `split` selects the rows of that split; None selects those of `default_split`, or all rows if no row has a split.
+    `split` selects the rows of that split, ALL every row; None selects those of `default_split`, or all rows if no row
+    has a split.
 
     Raises:
         UserError: DATA does not exist, holds no clips, cannot be parsed, or has no such split.
@@ -97,6 +99,8 @@ def _chosen_split(path: Path, splits: Iterable[str | None], split: str | None, d
     if clips == 0:
         known = " ".join(sorted(AUDIO_SUFFIXES))
         raise UserError(f"{path} holds no clips; expected manifest lines, or audio files ({known})")
+    if split == ALL:
+        return None
     named = sorted(str(name) for name in present - {None})
     if named:
         raise UserError(f"{path} has no split {wanted!r}; its splits are {', '.join(named)}: choose with --split")

@@ -72,11 +72,15 @@ def _positional_axis(base: Any, prefix: str) -> Iterator[Axis]:
     kept = getattr(module, "kept", None)
     if kept == []:
         return
-    conv = module.conv
-    slices = _vector(conv, f"{prefix}encoder.pos_conv_embed.conv", block=conv.out_channels // conv.groups)
-    name = "encoder.pos_conv_embed.groups"
+    conv, here = module.conv, f"{prefix}encoder.pos_conv_embed"
+    block = conv.out_channels // conv.groups
+    gates = slices = _vector(conv, f"{here}.conv", block)
+    if getattr(module, "batch_norm", None) is not None:  # before the convolution, channel by channel
+        slices += _vector(module.batch_norm, f"{here}.batch_norm", block)
+        slices += tuple(Slice(f"{here}.batch_norm.{part}", 0, block) for part in ("running_mean", "running_var"))
+        slices += (Slice(f"{here}.batch_norm.num_batches_tracked", None),)
     positions = tuple(kept if kept is not None else range(conv.groups))
-    yield Axis(name, "groups", conv.groups, slices=slices, gates=slices, positions=positions)
+    yield Axis("encoder.pos_conv_embed.groups", "groups", conv.groups, slices, gates, positions=positions)
 
 
 def _attention_axes(layer: Any, name: str, prefix: str, norm: tuple[Slice, ...]) -> Iterator[Axis]:

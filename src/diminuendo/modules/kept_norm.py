@@ -24,11 +24,11 @@ class KeptLayerNorm(nn.LayerNorm):
             return super().forward(hidden)
         with torch.autocast(hidden.device.type, enabled=False):  # as for the ordinary norm: statistics in fp32
             mask = kept.float()
-            hidden = hidden.float() * mask
-            mean = hidden.sum(-1, keepdim=True) / mask.sum()
-            centred = (hidden - mean) * mask
-            variance = centred.square().sum(-1, keepdim=True) / mask.sum()
+            count = mask.sum().clamp(min=1)  # a draw may shut every gate
+            mean = (hidden.float() * mask).sum(-1, keepdim=True) / count
+            centred = (hidden.float() - mean) * mask
+            variance = centred.square().sum(-1, keepdim=True) / count
             normed = centred * torch.rsqrt(variance + self.eps)
-            if self.weight is not None:
+            if self.elementwise_affine:
                 normed = normed * self.weight + self.bias * mask
-            return normed
+            return normed.to(hidden.dtype)

@@ -70,22 +70,23 @@ class KeptGroupsPositionalConv(nn.Module):
         super().__init__()
         conv: Any = stock.conv
         self.num_groups, self.kept = conv.groups, kept
-        self.batch_norm: Any = getattr(stock, "batch_norm", None) if kept else None
+        self.batch_norm: nn.Module | None = None
         self.padding: Any = stock.padding
         self.activation: Any = stock.activation
         if kept:
             width = conv.out_channels // conv.groups * len(kept)
+            if getattr(stock, "batch_norm", None) is not None:
+                self.batch_norm = nn.BatchNorm1d(width)
             self.conv = nn.Conv1d(width, width, conv.kernel_size[0], padding=conv.padding[0], groups=len(kept))
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.kept:
             return torch.zeros_like(hidden)
         batch, frames, width = hidden.shape
-        hidden = hidden.transpose(1, 2)
-        if self.batch_norm is not None:
-            hidden = self.batch_norm(hidden)
-        groups = hidden.reshape(batch, self.num_groups, width // self.num_groups, frames)
+        groups = hidden.transpose(1, 2).reshape(batch, self.num_groups, width // self.num_groups, frames)
         read = groups[:, self.kept].flatten(1, 2)
+        if self.batch_norm is not None:
+            read = self.batch_norm(read)
         written = self.activation(self.padding(self.conv(read)))
         out = torch.zeros_like(groups, dtype=written.dtype)
         out[:, self.kept] = written.unflatten(1, (len(self.kept), -1))

@@ -1,8 +1,11 @@
 """How much stays: the asked budget, the multipliers that steer towards it, the selection that meets it exactly."""
 
+import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -35,7 +38,9 @@ class Budget:
         return self.kept if self.absolute else self.kept * total
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.kept:g}"
+        if not self.absolute:
+            return f"{self.kind}={self.kept:g}"
+        return f"{self.kind}={self.kept / 1e6:.10g}M{'/s' if self.kind == 'macs' else ''}"
 
 
 def parse_budget(text: str) -> Budget:
@@ -51,6 +56,8 @@ def parse_budget(text: str) -> Budget:
         number = float(digits)
     except ValueError:
         raise UserError(f"--keep {text}: {digits!r} is not a number; expected for example {kind}=0.25") from None
+    if per_second and kind != "macs":
+        raise UserError(f"--keep {text}: {kind} are not counted per second; write {text.strip().removesuffix('/s')}")
     absolute = bool(unit or per_second)
     if absolute and number <= 0:
         raise UserError(f"--keep {text}: an absolute size must be above 0")
@@ -77,49 +84,78 @@ class Multipliers(nn.Module):
         return self.linear * gap + self.quadratic * gap.square()
 
 
+def _allowed_sizes(axis: Axis, round_to: int) -> list[int]:
+    """What an axis may shrink to, smallest first: multiples of the rounding where hardware cares, and its full size."""
+    step = round_to if axis.is_width else 1
+    return [size for size in (*range(0, axis.size, step), axis.size) if size >= axis.minimum]
+
+
 @dataclass(frozen=True)
-class _Unit:
-    """A group of members of one axis that stays or goes together, so that kept sizes are multiples of the rounding."""
+class _Step:
+    """An axis grows to `size` members. share: the size as a fraction of the axis."""
 
     axis: int
-    members: tuple[int, ...]
+    size: int
     score: float
+    share: float
 
 
-def _units(axes: Sequence[Axis], scores: Mapping[str, Tensor], round_to: int) -> tuple[list[_Unit], list[int]]:
-    """The units of every axis, best first, and the sizes that stay in any case."""
-    units, floor = [], []
+def _steps(axes: Sequence[Axis], scores: Mapping[str, Tensor], round_to: int) -> list[_Step]:
+    """Every step of every axis, best first.
+
+    A step's score is the mean of its members', but never above the score of the sublayer around them: what is inside
+    a bad sublayer is worth no more than the sublayer. Equal scores (all gates at their bound) grow all axes evenly.
+    """
+    steps = []
     for i, axis in enumerate(axes):
-        order = scores[axis.name].argsort(descending=True, stable=True).tolist()
-        step = round_to if axis.is_width else 1
-        groups = [tuple(order[start : start + step]) for start in range(0, axis.size, step)]
-        least = -(-axis.minimum // step)
-        floor.append(sum(len(group) for group in groups[:least]))
-        # Means of descending scores descend, so an axis always takes its better groups first.
-        units += [_Unit(i, group, float(scores[axis.name][list(group)].mean())) for group in groups[least:]]
-    units.sort(key=lambda unit: -unit.score)
-    return units, floor
+        ordered = scores[axis.name].sort(descending=True).values.tolist()
+        most = math.inf if axis.parent is None else float(scores[axis.parent])
+        for before, size in pairwise(_allowed_sizes(axis, round_to)):
+            score = min(most, sum(ordered[before:size]) / (size - before))
+            steps.append(_Step(i, size, score, size / axis.size))
+    return sorted(steps, key=lambda step: (-step.score, step.share))
 
 
-def _effective(axes: Sequence[Axis], sizes: Sequence[int]) -> Float[Tensor, " axes"]:
-    """Sizes with everything inside a removed sublayer gone too."""
-    size_of = {axis.name: float(size) for axis, size in zip(axes, sizes, strict=True)}
-    effective = [0.0 if axis.parent and not size_of[axis.parent] else size_of[axis.name] for axis in axes]
-    return torch.tensor(effective, dtype=torch.float64)
+class _Sizes:
+    """The sizes of all axes while a selection grows. A sublayer comes with the first step inside it."""
+
+    def __init__(self, cost: CostModel, kind: CostKind, round_to: int) -> None:
+        self.cost, self.kind = cost, kind
+        number = {axis.name: i for i, axis in enumerate(cost.axes)}
+        self.parents = [None if axis.parent is None else number[axis.parent] for axis in cost.axes]
+        self.smallest = [_allowed_sizes(axis, round_to)[0] for axis in cost.axes]
+
+    def grown(self, sizes: Sequence[int], steps: Sequence[_Step]) -> list[int]:
+        new = list(sizes)
+        for step in steps:
+            new[step.axis] = step.size
+            parent = self.parents[step.axis]
+            if parent is not None:
+                new[parent] = 1
+        return new
+
+    def effective(self, sizes: Sequence[int]) -> list[int]:
+        """With everything inside a removed sublayer gone too."""
+        return [
+            size if parent is None or sizes[parent] else 0 for size, parent in zip(sizes, self.parents, strict=True)
+        ]
+
+    def price(self, sizes: Sequence[int]) -> float:
+        return float(self.cost.at_sizes(self.kind, torch.tensor(self.effective(sizes), dtype=torch.float64)))
 
 
 def smallest_cost(cost: CostModel, kind: CostKind, round_to: int) -> float:
     """What stays when everything goes that may go."""
-    scores = {axis.name: torch.zeros(axis.size) for axis in cost.axes}
-    _, floor = _units(cost.axes, scores, round_to)
-    return float(cost.at_sizes(kind, _effective(cost.axes, floor)))
+    sizes = _Sizes(cost, kind, round_to)
+    return sizes.price(sizes.smallest)
 
 
 def check_budget(cost: CostModel, budget: Budget, total: float, round_to: int) -> None:
     """UserError, with the smallest possible size, if the fixed parts alone exceed the budget."""
     least = smallest_cost(cost, budget.kind, round_to)
     if least > budget.amount(total):
-        smallest = f"{budget.kind}={least / 1e6:.4g}M" if budget.absolute else f"{budget.kind}={least / total:.4f}"
+        amount, grain = (least, 100.0) if budget.absolute else (least / total, 1e-4)
+        smallest = replace(budget, kept=math.ceil(amount / grain) * grain)  # up: what the message offers is accepted
         raise UserError(
             f"--keep {budget}: less than the parts that cannot be removed; the smallest possible is {smallest}"
         )
@@ -128,51 +164,31 @@ def check_budget(cost: CostModel, budget: Budget, total: float, round_to: int) -
 def select(
     cost: CostModel, budget: Budget, total: float, scores: Mapping[str, Float[Tensor, " members"]], round_to: int = 8
 ) -> Selection:
-    """Keeps the members of highest score whose cost is within the budget, and as close to it as units allow.
+    """Keeps the members of highest score whose cost is within the budget, and as close to it as steps allow.
 
     Members are ordered over all axes by score; sizes of widths are multiples of `round_to` (or the full size). The
-    order is cut where the budget is full; then what follows is tried in order too, so that a large unit that does not fit
-    (a sublayer) does not leave room unused.
+    order is cut where the budget is full; then what follows is tried in order too, so that a large step that does not
+    fit (a head) does not leave room unused: at the end no axis can take its next step. A sublayer of low score does not
+    come back for the room that its bare output bias would find.
     """
     check_budget(cost, budget, total, round_to)
-    axes, limit = cost.axes, budget.amount(total) * (1 + 1e-9)
-    units, sizes = _units(axes, scores, round_to)
-
-    def fits(candidate: Sequence[int]) -> bool:
-        return float(cost.at_sizes(budget.kind, _effective(axes, candidate))) <= limit
-
-    def with_first(count: int) -> list[int]:
-        taken = list(sizes)
-        for unit in units[:count]:
-            taken[unit.axis] += len(unit.members)
-        return taken
-
-    low, high = 0, len(units)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(with_first(middle)) else (low, middle - 1)
-    kept, left = with_first(low), units[low:]
-    number = {axis.name: i for i, axis in enumerate(axes)}
-    progress = True
-    while progress:  # a sublayer that comes in late makes room worth trying for what is inside it
-        progress, full, still_left = False, set(), []
-        for unit in left:
-            parent = axes[unit.axis].parent
-            if unit.axis in full or (parent is not None and not kept[number[parent]]):
-                still_left.append(unit)
-                continue
-            kept[unit.axis] += len(unit.members)
-            if fits(kept):
-                progress = True
+    sizes, steps = _Sizes(cost, budget.kind, round_to), _steps(cost.axes, scores, round_to)
+    limit = budget.amount(total) * (1 + 1e-9)
+    count = bisect_right(
+        range(len(steps) + 1), limit, key=lambda count: sizes.price(sizes.grown(sizes.smallest, steps[:count]))
+    )
+    kept = sizes.grown(sizes.smallest, steps[: count - 1])
+    closed = {parent for parent in sizes.parents if parent is not None}
+    for step in steps[count - 1 :]:
+        if step.axis not in closed:
+            tried = sizes.grown(kept, [step])
+            if sizes.price(tried) <= limit:
+                kept = tried
             else:
-                kept[unit.axis] -= len(unit.members)
-                full.add(unit.axis)  # its next groups cost no less
-                still_left.append(unit)
-        left = still_left
+                closed.add(step.axis)  # its next steps cost no less, now or later
 
-    final = _effective(axes, kept).long().tolist()
     selection = {}
-    for axis, size in zip(axes, final, strict=True):
+    for axis, size in zip(cost.axes, sizes.effective(kept), strict=True):
         best = scores[axis.name].argsort(descending=True, stable=True)[:size]
         selection[axis.name] = torch.zeros(axis.size, dtype=torch.bool).index_fill(0, best.cpu(), True)
     return selection

@@ -88,7 +88,7 @@ class _GatedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         gates = self._gates[0]
-        values = gates.values[gates.of(self.axis)]
+        values = gates.values[gates.of(self.axis)].to(weight.device)
         if self.dim is None:
             return weight * values
         shape = [1] * weight.dim()

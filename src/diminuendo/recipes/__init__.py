@@ -1,0 +1,10 @@
+"""One function a published method: a complete configuration. RECIPES is a plain dict of them."""
+
+from collections.abc import Callable
+
+from diminuendo.recipes.dphubert import dphubert
+from diminuendo.training.two_stages import CompressConfig
+
+RECIPES: dict[str, Callable[[], CompressConfig]] = {"dphubert": dphubert}
+
+__all__ = ["RECIPES", "dphubert"]

@@ -20,7 +20,7 @@ class Slice:
 
     Member i owns the entries offset + i * block ... offset + (i + 1) * block - 1 along `dim`, for every offset: a
     member can own several places in one tensor (the two halves before a gated linear unit). `dim=None` is the
-    whole tensor, for an axis of one member.
+    whole tensor, which goes when no member stays: a parameter of an axis of one member, or a buffer.
     """
 
     parameter: str

@@ -85,6 +85,7 @@ def cost_model(
         constant = float(shape.numel())
         seen: dict[str, int] = {}
         for dim, owners in touching.get(name, {}).items():
+            assert dim is None or len(owners) == 1, f"{name}: several slices of dimension {dim}"
             for axis, width in owners:
                 index = number[axis.name]
                 if dim is None:

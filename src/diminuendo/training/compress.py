@@ -1,7 +1,9 @@
-"""Compression in two stages (DPHuBERT): learn what can go while distilling, remove it, distil what is left."""
+"""Compression from a model and audio to a smaller model in a directory."""
 
 import hashlib
 import logging
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,105 +13,40 @@ from typing import Any
 import torch
 from lhotse import CutSet
 
-from diminuendo.data.batching import Batch, BatchSettings, TrainingBatches
 from diminuendo.data.manifest import total_seconds
-from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, default_layers, valid_frames
+from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import Model, build, build_cost_model, family_of, model_inputs
+from diminuendo.families import Model, build_cost_model, family_of
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
-from diminuendo.pruning.budget import Budget, check_budget, parse_budget, select, selected_cost
-from diminuendo.pruning.gating import Gates, attach, plain_state
-from diminuendo.pruning.removal import remove
+from diminuendo.pruning.budget import check_budget, smallest_cost
 from diminuendo.structure.cost import CostModel
-from diminuendo.structure.shape import Shape, shape_of
+from diminuendo.structure.shape import shape_of
 from diminuendo.training.card import compression_card
-from diminuendo.training.loop import Group, Loop, LoopConfig, Stage, constant, make_accelerator, warm_up_then_decay
-from diminuendo.training.objective import DistillationObjective, JointObjective
+from diminuendo.training.loop import Loop, LoopConfig, make_accelerator
+from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run
+from diminuendo.training.two_stages import CompressConfig, Source, TwoStages
 
 log = logging.getLogger(__name__)
 
-REMOVAL_TOLERANCE = 1e-4
-WARN_OFF_BUDGET = 0.02
+# Shorter runs are over before an estimate of them is.
+WORTH_ESTIMATING = 100
 
 
 @dataclass(frozen=True)
-class CompressConfig:
-    """A complete configuration of a compression.
+class _Job:
+    """A compression whose input has been checked."""
 
-    keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
-    seconds_per_batch: of audio, for every process and accumulated batch. crop_to_shortest: crop a batch's clips to
-    its shortest instead of padding them. layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
-    gate_learning_rate: also the multipliers'; None for 0.02, more in runs so short that gates could not close.
-    warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start.
-    """
-
-    keep: str = "params=0.25"
-    steps: int = 5000
-    distil_steps: int | None = None
-    seconds_per_batch: float = 60.0
-    max_seconds: float = 15.0
-    crop_to_shortest: bool = True
-    accumulate: int = 1
-    precision: str = "fp32"
-    seed: int = 0
-    round_to: int = 8
-    layers: tuple[int, ...] | None = None
-    cosine: CosineForm = "one_minus"
-    cosine_weight: float = 1.0
-    learning_rate: float = 2e-4
-    distil_learning_rate: float = 1e-4
-    gate_learning_rate: float | None = None
-    weight_decay: float = 0.01
-    warm_up: float = 0.3
-    distil_warm_up: float = 0.2
-    ramp: float = 0.1
-    clip: float = 10.0
-    drop_rate: float = 0.01
-
-    def __post_init__(self) -> None:
-        parse_budget(self.keep)
-        for name, least in (("steps", 1), ("round_to", 1), ("accumulate", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.distil_steps is not None and self.distil_steps < 0:
-            raise UserError(f"distil_steps must not be negative, got {self.distil_steps}")
+    stages: TwoStages
+    cost: CostModel
+    total: float
+    identity: Mapping[str, Any]
+    recipe: str
 
     @property
-    def budget(self) -> Budget:
-        return parse_budget(self.keep)
-
-    @property
-    def second_stage_steps(self) -> int:
-        return self.steps // 2 if self.distil_steps is None else self.distil_steps
-
-    @property
-    def gate_rate(self) -> float:
-        # From the start to a shut gate log_alpha has some 6 to go, the multipliers have to grow first, and Adam moves
-        # by at most the learning rate a step: at 40 / steps the way takes about a quarter of the run.
-        return max(0.02, 40.0 / self.steps) if self.gate_learning_rate is None else self.gate_learning_rate
-
-    def batch_settings(self, rank: int = 0, world_size: int = 1, offset: int = 0) -> BatchSettings:
-        return BatchSettings(
-            seconds_per_batch=self.seconds_per_batch,
-            max_seconds=self.max_seconds,
-            crop_to_shortest=self.crop_to_shortest,
-            seed=self.seed + offset,
-            rank=rank,
-            world_size=world_size,
-        )
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model with its feature extractor. name: the directory or hub id it came from, if any: a recogniser's tokenizer
-    is taken from there.
-    """
-
-    model: Model
-    extractor: Any
-    name: str | None = None
+    def config(self) -> CompressConfig:
+        return self.stages.config
 
 
 def compress(
@@ -124,34 +61,31 @@ def compress(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Compresses a model and writes the smaller one to `out`; gives the run's result (see `_result`).
+    """Compresses a model and writes the smaller one to `out`; gives the run's result.
 
-    teacher: whose hidden states are learned; the model itself, if not given. Raises UserError for a wrong input (a
-    budget below what cannot be removed, a teacher of another depth), RuntimeError if the removed model were not the
-    gated one.
+    teacher: whose hidden states are learned; the model itself, if not given. The result has `params` and
+    `macs_per_second` (each `teacher`, the model before; `student`; `kept`), `expected_before_selection`,
+    `removal_error`, the `shape`, and `out`; it is kept as result.json.
+
+    Raises UserError for a wrong input (a budget below what cannot be removed, a teacher of another depth, a directory
+    that holds something else), RuntimeError if the removed model were not the gated one.
     """
-    teacher = source.model if teacher is None else teacher
-    layers = _layers(source.model, teacher, config)
-    run = Run(out, _identity(source, teacher, cuts, config, recipe))
-    cost = build_cost_model(family_of(source.model).plain(source.model))
-    total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
-    check_budget(cost, config.budget, total, config.round_to)
-    accelerator = make_accelerator(replace(loop or LoopConfig(), precision=config.precision))
-    if accelerator.is_main_process:
-        run.open(resume=resume, overwrite=overwrite)
-    accelerator.wait_for_everyone()
+    loop = replace(loop or LoopConfig(), precision=config.precision, accumulate=config.accumulate, clip=config.clip)
+    job = _checked(source, cuts, config, teacher, recipe)
+    run = Run(out, job.identity)
+    accelerator = make_accelerator(loop)
+    run.open_on(accelerator, resume=resume, overwrite=overwrite)
     if run.result is not None:
         return run.result
-    loop_config = replace(
-        loop or LoopConfig(), precision=config.precision, accumulate=config.accumulate, clip=config.clip
-    )
+    job.stages.teacher.to(accelerator.device)
     started = time.time()
-    trainer = Loop(run, loop_config, accelerator)
-    compressor = _Compressor(source, teacher.to(accelerator.device), cuts, config, layers, cost, total)
-    removed, facts = compressor.first_stage(trainer)
+    trainer = Loop(run, loop, accelerator)
+    if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
+        log.info("%s", _sentence(_measured(job, accelerator.device), config))
+    removed, facts = job.stages.first(trainer)
     trainer.carried = facts
-    compressor.second_stage(trainer, removed)
-    result = compressor.result(removed, facts, out)
+    job.stages.second(trainer, removed)
+    result = _result(job, removed, facts, out)
     if accelerator.is_main_process:
         card = compression_card(result, recipe, config, run.log)
         save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
@@ -160,14 +94,48 @@ def compress(
     return run.result or result
 
 
-def _layers(student: Model, teacher: Model, config: CompressConfig) -> tuple[int, ...]:
-    depth, teacher_depth = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+def dry_run(
+    source: Source,
+    cuts: CutSet,
+    config: CompressConfig,
+    *,
+    teacher: Model | None = None,
+    loop: LoopConfig | None = None,
+    recipe: str = "dphubert",
+) -> dict[str, Any]:
+    """What the budget can reach, and from one measured step the time and memory that the run would take."""
+    job = _checked(source, cuts, config, teacher, recipe)
+    device = make_accelerator(replace(loop or LoopConfig(), precision=config.precision)).device
+    job.stages.teacher.to(device)
+    kind = config.budget.kind
+    least = smallest_cost(job.cost, kind, config.round_to)
+    measured = _measured(job, device)
+    log.info("%s", _sentence(measured, config))
+    return {
+        "budget": config.keep,
+        "total": job.total,
+        "asked": config.budget.amount(job.total),
+        "smallest_possible": least,
+        "smallest_possible_kept": least / job.total,
+        "clips": job.identity["clips"],
+        "clip_seconds": job.identity["clip_seconds"],
+        **measured,
+    }
+
+
+def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Model | None, recipe: str) -> _Job:
+    teacher = source.model if teacher is None else teacher
+    depth, teacher_depth = source.model.config.num_hidden_layers, teacher.config.num_hidden_layers
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
     layers = default_layers(depth) if config.layers is None else config.layers
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
-    return layers
+    cost = build_cost_model(family_of(source.model).plain(source.model))
+    total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
+    check_budget(cost, config.budget, total, config.round_to)
+    stages = TwoStages(source, teacher, cuts, config, layers, cost, total)
+    return _Job(stages, cost, total, _identity(source, teacher, cuts, config, recipe), recipe)
 
 
 def _identity(source: Source, teacher: Model, cuts: CutSet, config: CompressConfig, recipe: str) -> dict[str, Any]:
@@ -194,196 +162,45 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
-class _Compressor:
-    """The two stages of one compression."""
-
-    def __init__(
-        self,
-        source: Source,
-        teacher: Model,
-        cuts: CutSet,
-        config: CompressConfig,
-        layers: tuple[int, ...],
-        cost: CostModel,
-        total: float,
-    ) -> None:
-        self.source, self.teacher, self.cuts, self.config = source, teacher, cuts, config
-        self.layers, self.cost, self.total = layers, cost, total
-        self.family = family_of(source.model)
-
-    def batches(self, trainer: Loop, offset: int = 0) -> TrainingBatches:
-        accelerator = trainer.accelerator
-        settings = self.config.batch_settings(accelerator.process_index, accelerator.num_processes, offset)
-        return TrainingBatches(self.cuts, settings)
-
-    def distillation(self) -> HiddenDistillation:
-        student_dim, teacher_dim = self.source.model.config.hidden_size, self.teacher.config.hidden_size
-        config = self.config
-        torch.manual_seed(config.seed)
-        return HiddenDistillation(
-            self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
-        )
-
-    def joint_objective(self) -> JointObjective:
-        student = self.family.plain(self.source.model)
-        gates = Gates(self.family.axes(student), drop_rate=self.config.drop_rate, seed=self.config.seed)
-        attach(student, gates)
-        return JointObjective(
-            student,
-            self.teacher,
-            self.source.extractor,
-            self.distillation(),
-            gates=gates,
-            cost=self.cost,
-            kind=self.config.budget.kind,
-            total=self.total,
-            removed=1.0 - self.config.budget.amount(self.total) / self.total,
-            ramp_steps=round(self.config.steps * self.config.ramp),
-        )
-
-    def first_stage(self, trainer: Loop) -> tuple[Model, dict[str, Any]]:
-        """The removed model, and what the second stage and the result have to know of the first."""
-        if trainer.resumed_stage == "distil":
-            return self._removed_again(trainer.carried), trainer.carried
-        objective, config = self.joint_objective(), self.config
-        weights = [
-            p for part in (objective.student, objective.distillation) for p in part.parameters() if p.requires_grad
-        ]
-        gate_rate = config.gate_rate
-        groups = [
-            Group(
-                weights,
-                config.learning_rate,
-                warm_up_then_decay(config.steps, config.warm_up),
-                weight_decay=config.weight_decay,
-            ),
-            Group([objective.gates.log_alpha], gate_rate, constant, clipped=False),
-            Group(list(objective.multipliers.parameters()), gate_rate, constant, maximize=True, clipped=False),
-        ]
-        stage = Stage("joint", config.steps, objective, groups, after_step=objective.gates.clamp)
-        batches = self.batches(trainer)
-        try:
-            trainer.run_stage(stage, batches)
-        finally:
-            batches.close()
-        return self._remove(objective, skipped=batches.skipped.summary())
-
-    def _remove(self, objective: JointObjective, skipped: str) -> tuple[Model, dict[str, Any]]:
-        config, gates = self.config, objective.gates
-        with torch.no_grad():
-            expected = float(objective.expected_kept())
-        scores = {axis.name: gates.log_alpha.detach()[gates.of(axis.name)].cpu() for axis in gates.axes}
-        selection = select(self.cost, config.budget, self.total, scores, config.round_to)
-        gates.evaluate(selection)
-        state = remove(gates.axes, plain_state(objective.student), selection)
-        shape: Shape = {**shape_before(self.source.model), **shape_of(gates.axes, selection)}
-        removed = build(
-            self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model)
-        )
-        error = removal_error(removed, objective.student, self.source.extractor, self._check_batch())
-        if not error < REMOVAL_TOLERANCE:
-            raise RuntimeError(
-                f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
-                "nothing was written, please report this"
-            )
-        kept = selected_cost(self.cost, config.budget.kind, selection) / self.total
-        if abs(expected - kept) > WARN_OFF_BUDGET:
-            log.warning(
-                "the gates' expected kept fraction was %.3f, the selection keeps %.3f: more steps, or a higher gate "
-                "learning rate, would let the multipliers finish",
-                expected,
-                kept,
-            )
-        facts = {
-            "shape": shape,
-            "expected_before_selection": expected,
-            "removal_error": error,
-            "skipped": skipped,
-            "maps": {name: value.detach().cpu() for name, value in objective.distillation.state_dict().items()},
-        }
-        return removed, facts
-
-    def _removed_again(self, facts: Mapping[str, Any]) -> Model:
-        """A model of the removed shape, whose weights the second stage's checkpoint brings."""
-        plain = self.family.plain(self.source.model)
-        axes = self.family.axes(plain)
-        shape = facts["shape"]
-        # Which members stay matters for sizes only: the checkpoint holds their weights.
-        selection = {axis.name: _any_members(axis.size, shape[axis.name]) for axis in axes}
-        state = remove(axes, dict(plain.state_dict()), selection)
-        state = {name: value.clone() for name, value in state.items()}
-        return build(self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model))
-
-    def _check_batch(self) -> Batch:
-        settings = replace(self.config.batch_settings(), crop_to_shortest=False)
-        settings = replace(settings, seconds_per_batch=min(30.0, max(settings.seconds_per_batch, settings.max_seconds)))
-        batches = TrainingBatches(self.cuts, settings)
-        try:
-            return next(batches)
-        finally:
-            batches.close()
-
-    def second_stage(self, trainer: Loop, removed: Model) -> None:
-        """Distils the removed model, in place."""
-        config, steps = self.config, self.config.second_stage_steps
-        if not steps:
-            return
-        distillation = self.distillation()
-        distillation.load_state_dict(trainer.carried["maps"])
-        objective = DistillationObjective(removed, self.teacher, self.source.extractor, distillation)
-        weights = [p for p in objective.parameters() if p.requires_grad]
-        schedule = warm_up_then_decay(steps, config.distil_warm_up)
-        group = Group(weights, config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
-        stage = Stage("distil", steps, objective, [group], offset=config.steps)
-        batches = self.batches(trainer, offset=1)
-        try:
-            trainer.run_stage(stage, batches)
-        finally:
-            batches.close()
-
-    def result(self, removed: Model, facts: Mapping[str, Any], out: Path) -> dict[str, Any]:
-        """Sizes of teacher and student by counting, and what the first stage said."""
-        sizes = {}
-        for name, count in (("params", count_parameters), ("macs_per_second", count_macs_per_second)):
-            before, after = count(self.source.model), count(removed)
-            sizes[name] = {"teacher": before, "student": after, "kept": after / before}
-        return {
-            **sizes,
-            "expected_before_selection": facts["expected_before_selection"],
-            "removal_error": facts["removal_error"],
-            "shape": facts["shape"],
-            "full_shape": {**shape_of(self.cost.axes)},
-            "steps": [self.config.steps, self.config.second_stage_steps],
-            "skipped": facts["skipped"],
-            "out": str(out),
-        }
+def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
+    """Times one joint step; the second stage's take about as long as what is left of it."""
+    config = job.config
+    step = job.stages.time_a_step(device) * config.accumulate
+    kept = config.budget.amount(job.total) / job.total
+    distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return {
+        "seconds_per_step": round(step, 4),
+        "estimated_seconds": round(step * config.steps + distil_step * config.second_stage_steps, 1),
+        "estimated_memory_mb": round(memory),
+    }
 
 
-def shape_before(model: Model) -> Shape:
-    """The shape of a model that was compressed before; nothing for any other."""
-    shape: Shape = dict(getattr(model.config, "diminuendo", {}).get("shape", {}))
-    return shape
+def _sentence(measured: Mapping[str, Any], config: CompressConfig) -> str:
+    return (
+        f"about {duration_text(measured['estimated_seconds'])} for {config.steps:,} joint and "
+        f"{config.second_stage_steps:,} distillation steps, {measured['estimated_memory_mb']:,} MB (from one step)"
+    )
 
 
-def is_recogniser(model: Model) -> bool:
-    family = family_of(model)
-    return isinstance(model, family.ctc_class | family.ragged_ctc_class)
-
-
-def _any_members(size: int, kept: int | list[int]) -> torch.Tensor:
-    count = kept if isinstance(kept, int) else len(kept)
-    return torch.arange(size) < count
-
-
-@torch.inference_mode()
-def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) -> float:
-    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32."""
-    family, device = family_of(gated), gated.device
-    lengths = batch.lengths.to(device)
-    inputs = model_inputs(extractor, batch.waveforms.to(device), lengths)
-    valid = None
-    errors = []
-    for a, b in zip(family.hidden_states(removed.to(device), inputs), family.hidden_states(gated, inputs), strict=True):
-        valid = valid_frames(family.frame_lengths(gated, lengths), b.shape[1]) if valid is None else valid
-        errors.append(float((a - b)[valid].norm() / b[valid].norm()))
-    return max(errors)
+def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Sizes before and after by counting, and what the first stage said."""
+    sizes = {}
+    for name, count in (("params", count_parameters), ("macs_per_second", count_macs_per_second)):
+        before, after = count(job.stages.source.model), count(removed)
+        sizes[name] = {"teacher": before, "student": after, "kept": after / before}
+    return {
+        **sizes,
+        "expected_before_selection": facts["expected_before_selection"],
+        "removal_error": facts["removal_error"],
+        "sampling_at_start": facts["sampling_at_start"],
+        "shape": facts["shape"],
+        "full_shape": shape_of(job.cost.axes),
+        "steps": [job.config.steps, job.config.second_stage_steps],
+        "skipped": facts["skipped"],
+        "out": str(out),
+    }

@@ -22,6 +22,7 @@ _OURS = (
     ".saving",
     "config.json",
     "model.safetensors",
+    "clusters.safetensors",
     "preprocessor_config.json",
     "README.md",
     "report.html",
@@ -53,9 +54,9 @@ class Run:
         return self.directory / "log.jsonl"
 
     def open(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Makes the directory ready; with `resume`, `result` is set if the run is finished already.
+        """Makes the directory ready.
 
-        UserError if the directory is not empty (without `resume` or `overwrite`), or holds another run.
+        UserError if it is not empty (without `resume` or `overwrite`), or holds another run.
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other: give one of them")
@@ -76,8 +77,14 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "run.json").is_file():
             write_json(self.directory / "run.json", self.identity)
+
+    def open_on(self, accelerator: Any, *, resume: bool = False, overwrite: bool = False) -> None:
+        """`open`, by the first of several processes; with `resume`, `result` is set if the run is finished already."""
+        if accelerator.is_main_process:
+            self.open(resume=resume, overwrite=overwrite)
+        accelerator.wait_for_everyone()
         finished = self.directory / "result.json"
-        if resume and finished.is_file():
+        if finished.is_file():
             self.result = json.loads(finished.read_text())
 
     def _check_identity(self) -> None:

@@ -1,0 +1,3 @@
+from diminuendo.cli import main
+
+main()

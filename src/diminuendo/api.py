@@ -1,0 +1,112 @@
+"""The public functions: what the command line does, from Python."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from diminuendo.data.manifest import ALL, read_cuts
+from diminuendo.errors import UserError
+from diminuendo.evaluation.probes import encoder_features, run_probe
+from diminuendo.families import Model, load, load_feature_extractor
+from diminuendo.profiling.latency import profile as profile_model
+from diminuendo.recipes import RECIPES
+from diminuendo.training import compress as compression
+from diminuendo.training.loop import LoopConfig
+from diminuendo.training.two_stages import CompressConfig, Source
+
+log = logging.getLogger(__name__)
+
+Keep = str | Mapping[str, float | str]
+
+
+def source_of(model: str | Path | Model) -> Source:
+    """A model with its feature extractor, from a directory, a hub id, or a model that was loaded from one."""
+    if isinstance(model, str | Path):
+        return Source(load(model), load_feature_extractor(model), str(model))
+    name = getattr(model.config, "_name_or_path", "") or None
+    if name is None:
+        raise UserError("the model knows no directory or hub id that it came from; save it and give that directory")
+    return Source(model, load_feature_extractor(name), str(name))
+
+
+def keep_text(keep: Keep) -> str:
+    """`{"params": 0.25}` as `params=0.25`; text as it is."""
+    if isinstance(keep, str):
+        return keep
+    if len(keep) != 1:
+        raise UserError(f"keep {dict(keep)}: expected one budget, like {{'params': 0.25}}")
+    ((kind, amount),) = keep.items()
+    return f"{kind}={amount}"
+
+
+def compress_config(recipe: str = "dphubert", **overrides: Any) -> CompressConfig:
+    """A recipe's configuration with single values replaced; None leaves the recipe's."""
+    if recipe not in RECIPES:
+        raise UserError(f"--recipe {recipe}: unknown; known are {', '.join(RECIPES)}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    known = {field.name for field in fields(CompressConfig)}
+    if unknown := sorted(given.keys() - known):
+        raise UserError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    return replace(RECIPES[recipe](), **given)
+
+
+def compress_to_result(
+    model: str | Path | Model,
+    data: str | Path,
+    out: str | Path,
+    *,
+    keep: Keep | None = None,
+    recipe: str = "dphubert",
+    teacher: str | Path | Model | None = None,
+    split: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    loop: LoopConfig | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Compresses a model into the directory `out` and returns the run's result, which is there as result.json too.
+
+    keep: the budget, like {"params": 0.25} or "params=23.5M". settings: fields of CompressConfig, which replace the
+    recipe's. With `dry_run` nothing is written, and what the run would take is returned. Raises UserError for wrong
+    input.
+    """
+    config = compress_config(recipe, keep=None if keep is None else keep_text(keep), **settings)
+    cuts = read_cuts(data, split)
+    source = source_of(model)
+    teacher_model = None if teacher is None else source_of(teacher).model
+    if dry_run:
+        return compression.dry_run(source, cuts, config, teacher=teacher_model, loop=loop, recipe=recipe)
+    return compression.compress(
+        source,
+        cuts,
+        Path(out),
+        config,
+        teacher=teacher_model,
+        loop=loop,
+        recipe=recipe,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def compress(model: str | Path | Model, data: str | Path, out: str | Path, **options: Any) -> Model:
+    """`compress_to_result` with the same options, returning the smaller model."""
+    compress_to_result(model, data, out, **options)
+    return load(out)
+
+
+def evaluate(
+    model: str | Path | Model, data: str | Path, probe: str, *, seed: int = 0, max_clips: int | None = None
+) -> dict[str, Any]:
+    """The accuracy of a probe ("keyword" or "speaker") on a model's frozen features; see evaluation.probes."""
+    source = source_of(model)
+    features = encoder_features(source.model, source.extractor)
+    return asdict(run_probe(probe, features, read_cuts(data, ALL), seed, max_clips=max_clips))
+
+
+def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
+    """Parameters, MACs, bytes, latency, real-time factor and peak memory; see profiling.latency."""
+    return profile_model(source_of(model).model, seconds, threads, runs)

@@ -1,0 +1,216 @@
+"""The command line: parses, calls, prints.
+
+Exit status 0: done; 2: the input is wrong, one line says how; 1: anything else.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer._click.exceptions import ClickException
+
+from diminuendo.errors import UserError
+
+app = typer.Typer(
+    name="diminuendo",
+    help="Makes speech models small: joint distillation and structured pruning, with proof.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+MODEL = typer.Argument(help="A directory, or a hub id: an original, a CTC recogniser, or a model compressed before.")
+DATA = typer.Argument(help="A JSON-lines manifest, a lhotse, Shar or Kaldi directory, or a folder of audio.")
+
+ModelArgument = Annotated[str, MODEL]
+DataArgument = Annotated[str, DATA]
+Out = Annotated[Path, typer.Option(help="Where the model and the run's log go.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the first (joint) stage.")]
+SecondsPerBatch = Annotated[float | None, typer.Option(help="Seconds of audio a batch.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")]
+Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (autocast).")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: as many as torch chooses.")]
+Split = Annotated[str | None, typer.Option(help="Rows of this split (default: train; all, if no row names one).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; start it if there is none.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a run left in --out.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run can reach and what it takes; write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+@app.command()
+def compress(
+    model: ModelArgument,
+    data: DataArgument,
+    out: Out,
+    keep: Annotated[str | None, typer.Option(help="params=0.25, params=23.5M, macs=0.3 or macs=1.2G/s.")] = None,
+    recipe: Annotated[str, typer.Option(help="A complete configuration; flags override single values.")] = "dphubert",
+    teacher: Annotated[str | None, typer.Option(help="Whose states are learned (default: MODEL).")] = None,
+    round_to: Annotated[int | None, typer.Option(help="Kept widths are multiples of this (default 8).")] = None,
+    steps: Steps = None,
+    seconds_per_batch: SecondsPerBatch = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches an optimiser step.")] = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    split: Split = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn what of MODEL can go, remove it, and distil the rest."""
+    _prepare(threads, quiet)
+    from diminuendo import api
+    from diminuendo.training.loop import LoopConfig
+
+    result = api.compress_to_result(
+        model,
+        data,
+        out,
+        keep=keep,
+        recipe=recipe,
+        teacher=teacher,
+        split=split,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        loop=LoopConfig(device=device, quiet=quiet),
+        round_to=round_to,
+        steps=steps,
+        seconds_per_batch=seconds_per_batch,
+        accumulate=accumulate,
+        seed=seed,
+        precision=precision,
+    )
+    if not _is_main_process():
+        return
+    _print(result, as_json, _dry_run_text if dry_run else _compress_text)
+
+
+def _compress_text(result: dict[str, Any]) -> str:
+    params, macs = result["params"], result["macs_per_second"]
+    return "\n".join(
+        [
+            f"parameters      {params['teacher']:>14,} -> {params['student']:>14,}   {params['kept']:.1%} kept",
+            f"MACs per second {macs['teacher']:>14,.0f} -> {macs['student']:>14,.0f}   {macs['kept']:.1%} kept",
+            f"removed equals gated to {result['removal_error']:.1e}",
+            f"{result['out']}",
+        ]
+    )
+
+
+def _dry_run_text(result: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"budget {result['budget']}: {result['asked']:,.0f} of {result['total']:,.0f}; "
+            f"the smallest possible is {result['smallest_possible']:,.0f} ({result['smallest_possible_kept']:.1%})",
+            f"about {result['estimated_seconds']:,.0f} s and {result['estimated_memory_mb']:,} MB "
+            f"({result['seconds_per_step']:.2f} s a joint step)",
+        ]
+    )
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: DataArgument,
+    probe: Annotated[
+        str, typer.Option(help="keyword (test speakers unseen) or speaker (test takes unseen).")
+    ] = "keyword",
+    seed: Seed = None,
+    max_clips: Annotated[int | None, typer.Option(help="A seeded sample of so many clips.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a linear head finds in MODEL's frozen states: accuracy with a 95 % interval."""
+    _prepare(threads, quiet)
+    from diminuendo import api
+
+    _print(
+        api.evaluate(model, data, probe, seed=seed or 0, max_clips=max_clips),
+        as_json,
+        lambda r: (
+            f"{r['task']} accuracy {r['accuracy']:.1%} ({r['low']:.1%} to {r['high']:.1%}), {r['test_clips']:,} clips"
+        ),
+    )
+
+
+@app.command()
+def profile(
+    model: ModelArgument,
+    seconds: Annotated[float, typer.Option(help="Length of the clip that is timed.")] = 10.0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    runs: Annotated[int, typer.Option(help="Timed runs.")] = 20,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What MODEL costs: parameters, MACs, bytes, latency, real-time factor, memory."""
+    _prepare(threads, quiet)
+    from diminuendo import api
+
+    _print(api.profile(model, seconds=seconds, threads=threads, runs=runs), as_json, _profile_text)
+
+
+def _profile_text(result: dict[str, Any]) -> str:
+    latency = result["latency_ms"]
+    return "\n".join(
+        [
+            f"parameters        {result['params']:,} ({result['bytes'] / 1e6:,.1f} MB)",
+            f"MACs per second   {result['macs_per_second']:,.0f}",
+            f"latency           {latency['p50']:.1f} ms median, {latency['p95']:.1f} ms p95 "
+            f"({result['seconds']:g} s of audio, {result['threads']} threads)",
+            f"real-time factor  {result['real_time_factor']:.4f}",
+            f"peak memory       {result['peak_memory_mb']:,.0f} MB",
+        ]
+    )
+
+
+def _prepare(threads: int | None, quiet: bool) -> None:
+    """Threads, and a standard error that holds only what concerns the user."""
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads must be at least 1, got {threads}")
+    warnings.filterwarnings("ignore", module="(?!diminuendo)")
+    level = logging.WARNING if quiet or not _is_main_process() else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("diminuendo").setLevel(level)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print(result: dict[str, Any], as_json: bool, text: Any) -> None:
+    print(json.dumps(result) if as_json else text(result))
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    try:
+        status = app(standalone_mode=False) or 0
+    except (UserError, ClickException) as error:
+        message = error.format_message() if isinstance(error, ClickException) else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("error: interrupted; continue a run with the same command and --resume", file=sys.stderr)
+        status = 2
+    sys.exit(status)

@@ -1,0 +1,253 @@
+"""Self-supervised targets and losses: the front end learns log-mel; the encoder predicts clusters of masked frames.
+
+The second is HuBERT (Hsu et al. 2021, arXiv 2106.07447): cluster frames of the signal, then of a layer of the model
+that learned those, and predict the cluster of every masked frame.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diminuendo.data.features import deltas, frame_counts, log_mel, mfcc
+from diminuendo.families import Model, family_of, model_inputs
+
+Scalars = dict[str, Tensor]
+Inputs = Mapping[str, Tensor]
+FrameFeatures = Callable[[Inputs], Float[Tensor, "batch frames dim"]]
+"""Frames on the encoder's grid, of what `model_inputs` gives."""
+
+NUM_BANDS = 80
+NUM_CEPSTRA = 13
+CLUSTER_DIM = 256  # of projected frames and class embeddings (HuBERT, section 3)
+TEMPERATURE = 0.1
+FRAMES_PER_FIT = 10_000  # k-means takes the stream in such pieces; the first one also places the centres
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """The frames of a convolutional front end: frame i sees `window` samples from i `hop` on."""
+
+    hop: int
+    window: int
+    sampling_rate: int = 16_000
+
+    @property
+    def seconds(self) -> dict[str, Any]:
+        return {
+            "sampling_rate": self.sampling_rate,
+            "hop_seconds": self.hop / self.sampling_rate,
+            "window_seconds": self.window / self.sampling_rate,
+        }
+
+    def counts(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        return frame_counts(lengths, **self.seconds)
+
+
+def frame_grid(config: Any, sampling_rate: int = 16_000) -> FrameGrid:
+    """The grid of a transformers configuration with `conv_kernel` and `conv_stride`; HuBERT's is 20 ms and 25 ms."""
+    hop, window = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        window += (kernel - 1) * hop
+        hop *= stride
+    return FrameGrid(hop, window, sampling_rate)
+
+
+def log_mel_frames(inputs: Inputs, grid: FrameGrid) -> Float[Tensor, "batch frames bands"]:
+    """Log-mel bands of what the model hears, in fp32 also under autocast."""
+    values = inputs["input_values"]
+    with torch.autocast(values.device.type, enabled=False), torch.no_grad():
+        return log_mel(values, NUM_BANDS, **grid.seconds)
+
+
+def cepstral_frames(inputs: Inputs, grid: FrameGrid) -> Float[Tensor, "batch frames dim"]:
+    """13 cepstra, their slopes and the slopes of these: 39 dimensions, HuBERT's first targets."""
+    bands = log_mel_frames(inputs, grid)
+    counts = grid.counts(sample_lengths(inputs))
+    with torch.autocast(bands.device.type, enabled=False), torch.no_grad():
+        cepstra = mfcc(bands, NUM_CEPSTRA)
+        slopes = deltas(cepstra, counts)
+        return torch.cat([cepstra, slopes, deltas(slopes, counts)], dim=-1)
+
+
+def layer_frames(model: Model, inputs: Inputs) -> Float[Tensor, "batch frames dim"]:
+    """The last states of a frozen encoder that sees everything."""
+    with torch.inference_mode():
+        states = family_of(model).hidden_states(model, inputs)[-1]
+    return states.float().clone()
+
+
+def sample_lengths(inputs: Inputs) -> Int[Tensor, " batch"]:
+    values, mask = inputs["input_values"], inputs.get("attention_mask")
+    return values.new_full((len(values),), values.shape[1], dtype=torch.long) if mask is None else mask.sum(1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of every dimension, over all clips: a clip's own level stays in its frames."""
+
+    mean: Float[Tensor, " dim"]
+    deviation: Float[Tensor, " dim"]
+
+    def __call__(self, frames: Float[Tensor, "*frames dim"]) -> Float[Tensor, "*frames dim"]:
+        return (frames - self.mean.to(frames.device)) / self.deviation.to(frames.device)
+
+
+def fit_scale(frames: Float[Tensor, "frames dim"]) -> Scale:
+    return Scale(frames.mean(0), frames.std(0).clamp(min=1e-5))
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """k-means centres of scaled frames."""
+
+    scale: Scale
+    centres: Float[Tensor, "clusters dim"]
+
+    def nearest(self, frames: Float[Tensor, "batch frames dim"]) -> Int[Tensor, "batch frames"]:
+        with torch.autocast(frames.device.type, enabled=False):
+            centres = self.centres.to(frames.device)
+            return (centres.square().sum(1) - 2 * self.scale(frames.float()) @ centres.T).argmin(-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.scale.mean, "deviation": self.scale.deviation, "centres": self.centres}
+
+
+def clusters_of(tensors: Mapping[str, Tensor]) -> Clusters:
+    """The inverse of `Clusters.tensors`."""
+    return Clusters(Scale(tensors["mean"], tensors["deviation"]), tensors["centres"])
+
+
+def fit_clusters(stream: Iterable[Float[Tensor, "frames dim"]], num_clusters: int, seed: int) -> Clusters:
+    """Mini-batch k-means in one pass over a stream of frames, of which FRAMES_PER_FIT at a time are held.
+
+    Raises ValueError if the stream has fewer frames than clusters.
+    """
+    kmeans = MiniBatchKMeans(num_clusters, random_state=seed, n_init=3)
+    scale = None
+    for frames in _pieces(stream, FRAMES_PER_FIT):
+        if scale is None:
+            scale = fit_scale(frames)
+        kmeans.partial_fit(scale(frames).numpy())
+    assert scale is not None
+    return Clusters(scale, torch.from_numpy(kmeans.cluster_centers_).float())
+
+
+def _pieces(stream: Iterable[Tensor], least: int) -> Iterable[Tensor]:
+    """The stream in pieces of at least so many frames, the only one of a short stream excepted."""
+    held: list[Tensor] = []
+    whole = False
+    for frames in stream:
+        held.append(frames)
+        if sum(map(len, held)) >= least:
+            yield torch.cat(held)
+            held, whole = [], True
+    if held and not whole:
+        yield torch.cat(held)
+
+
+def span_mask(
+    counts: Int[Tensor, " batch"], frames: int, fraction: float, span: int, generator: torch.Generator
+) -> Bool[Tensor, "batch frames"]:
+    """Spans of `span` frames that start anywhere, so dense that every frame is masked with probability `fraction`.
+
+    Spans may overlap and be cut by a clip's ends; frames past a clip's own `counts` are never masked. Drawn on the
+    CPU from the generator alone.
+    """
+    start = 1 - (1 - fraction) ** (1 / span)
+    starts = torch.rand(len(counts), frames + span - 1, generator=generator) < start
+    mask = starts.unfold(1, span, 1).any(-1)
+    return mask.to(counts.device) & (torch.arange(frames, device=counts.device) < counts[:, None])
+
+
+class ClusterHead(nn.Module):
+    """Cosine between projected frames and an embedding for each cluster, over a temperature (HuBERT, equation 3)."""
+
+    def __init__(self, hidden_size: int, num_clusters: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(hidden_size, CLUSTER_DIM)
+        self.embeddings = nn.Parameter(torch.rand(num_clusters, CLUSTER_DIM) - 0.5)
+
+    def forward(self, states: Float[Tensor, "*frames dim"]) -> Float[Tensor, "*frames clusters"]:
+        projected = F.normalize(self.projection(states).float(), dim=-1)
+        logits: Tensor = F.linear(projected, F.normalize(self.embeddings, dim=-1)) / TEMPERATURE
+        return logits
+
+
+class _Objective(nn.Module):
+    """What both objectives do: hold the model in evaluation mode.
+
+    In training mode transformers models mask at random and drop layers; masks here are drawn by the objective.
+    """
+
+    def __init__(self, model: Model, extractor: Any) -> None:
+        super().__init__()
+        self.model, self.extractor = model, extractor
+        self.grid = frame_grid(model.config, extractor.sampling_rate)
+
+    def train(self, mode: bool = True) -> "_Objective":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+
+class FrontEndObjective(_Objective):
+    """The convolutional front end and the projection after it, with a linear head, predict scaled log-mel bands."""
+
+    def __init__(self, model: Model, extractor: Any, scale: Scale) -> None:
+        super().__init__(model, extractor)
+        self.scale = scale
+        self.head = nn.Linear(model.config.hidden_size, NUM_BANDS)
+
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
+        """`loss`, the mean squared error in units of each band's variance, over the clips' own frames."""
+        inputs = model_inputs(self.extractor, waveforms, lengths)
+        target = self.scale(log_mel_frames(inputs, self.grid))
+        features = self.model.feature_extractor(inputs["input_values"]).transpose(1, 2)
+        projected = self.model.feature_projection(features)
+        projected = projected[0] if isinstance(projected, tuple) else projected
+        valid = torch.arange(target.shape[1], device=lengths.device) < self.grid.counts(lengths)[:, None]
+        return {"loss": (self.head(projected).float() - target)[valid].square().mean()}
+
+
+class MaskedPrediction(_Objective):
+    """Cross-entropy of the clusters of masked frames.
+
+    The mask of a batch depends on `seed` and `draw` alone. span: in frames.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        extractor: Any,
+        features: FrameFeatures,
+        clusters: Clusters,
+        *,
+        fraction: float,
+        span: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, extractor)
+        self.features, self.clusters = features, clusters
+        self.fraction, self.span, self.seed = fraction, span, seed
+        self.head = ClusterHead(model.config.hidden_size, len(clusters.centres))
+
+    def mask(self, counts: Int[Tensor, " batch"], frames: int, draw: int) -> Bool[Tensor, "batch frames"]:
+        generator = torch.Generator().manual_seed((self.seed << 32) + draw)
+        return span_mask(counts, frames, self.fraction, self.span, generator)
+
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
+        """`loss` and `accuracy`, both over masked frames."""
+        inputs = model_inputs(self.extractor, waveforms, lengths)
+        targets = self.clusters.nearest(self.features(inputs))
+        mask = self.mask(self.grid.counts(lengths), targets.shape[1], draw)
+        states = family_of(self.model).hidden_states(self.model, {**inputs, "mask_time_indices": mask})
+        logits, wanted = self.head(states[-1][mask]), targets[mask]
+        count = max(1, len(wanted))  # a batch of a few very short clips may have no masked frame
+        loss = F.cross_entropy(logits, wanted, reduction="sum") / count
+        return {"loss": loss, "accuracy": (logits.detach().argmax(-1) == wanted).sum() / count}

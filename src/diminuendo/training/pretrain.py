@@ -1,0 +1,293 @@
+"""Self-supervised pretraining from random weights: a warm-up of the front end, then HuBERT's two iterations."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Wav2Vec2FeatureExtractor
+
+from diminuendo.data.batching import BatchSettings, TrainingBatches
+from diminuendo.data.manifest import total_seconds
+from diminuendo.errors import UserError
+from diminuendo.export.huggingface import save
+from diminuendo.families import FAMILIES, Model, model_inputs
+from diminuendo.profiling.count import count_parameters
+from diminuendo.tasks.selfsupervised import (
+    FrameFeatures,
+    FrontEndObjective,
+    MaskedPrediction,
+    Scale,
+    cepstral_frames,
+    clusters_of,
+    fit_clusters,
+    fit_scale,
+    frame_grid,
+    layer_frames,
+    log_mel_frames,
+)
+from diminuendo.training.card import pretraining_card
+from diminuendo.training.configurations import read_configuration
+from diminuendo.training.loop import Group, Loop, LoopConfig, Stage, make_accelerator, warm_up_hold_decay
+from diminuendo.training.run import Run
+
+STAGES = ("front_end", "iteration_1", "iteration_2")
+SCALE_SECONDS = 200.0  # of audio, for the mean and deviation of log-mel bands
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A complete configuration of a pretraining.
+
+    steps: of all stages together; front_end, iteration_1: fractions of them, the rest is iteration 2.
+    seconds_per_batch: of audio, for every process and accumulated batch; its clips are cropped to max_seconds, and to
+    the shortest of the batch. masked: the fraction of masked frames, in spans of `span` frames (of 20 ms).
+    target_layer: whose states iteration 2 clusters, None for the middle one. cluster_seconds: of audio, from which
+    cluster centres are found. warm_up, decay: fractions of a stage's steps in which its learning rate rises and falls.
+    """
+
+    steps: int = 10_000
+    front_end: float = 0.1
+    iteration_1: float = 0.4
+    seconds_per_batch: float = 20.0
+    max_seconds: float = 4.0
+    accumulate: int = 1
+    precision: str = "fp32"
+    seed: int = 0
+    num_clusters: int = 100
+    cluster_seconds: float = 1800.0
+    target_layer: int | None = None
+    masked: float = 0.5
+    span: int = 10
+    front_end_learning_rate: float = 4e-3
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warm_up: float = 0.05
+    decay: float = 0.3
+    clip: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulate < 1:
+            raise UserError(f"steps and accumulate must be at least 1, got {self.steps} and {self.accumulate}")
+        if self.front_end < 0 or self.iteration_1 <= 0 or self.front_end + self.iteration_1 > 1:
+            raise UserError(
+                "front_end and iteration_1 are fractions of the steps, the second above 0, together at most 1; got "
+                f"{self.front_end:g} and {self.iteration_1:g}"
+            )
+        if not 0 < self.masked < 1 or self.span < 1 or self.num_clusters < 2:
+            raise UserError(
+                f"masked must lie in (0, 1), span be at least 1, num_clusters at least 2; got {self.masked:g}, "
+                f"{self.span} and {self.num_clusters}"
+            )
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        first = round(self.steps * self.front_end)
+        second = round(self.steps * self.iteration_1)
+        return dict(zip(STAGES, (first, second, self.steps - first - second), strict=True))
+
+
+def pretrain(
+    name: str,
+    cuts: CutSet,
+    out: Path,
+    config: PretrainConfig,
+    *,
+    loop: LoopConfig | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Trains the encoder that `name` describes (see `read_configuration`) on audio alone and writes it to `out`.
+
+    Beside the model, clusters.safetensors has for each iteration k-means' `centres` (of frames scaled by `mean` and
+    `deviation`) and the head's `projection` and class `embeddings`. The result has `params`, `steps` and the final
+    `accuracy` on masked frames by stage, `skipped`, `seconds` and `out`; it is kept as result.json.
+
+    Raises UserError for an unknown configuration, and for a directory that holds something else.
+    """
+    loop = replace(loop or LoopConfig(), precision=config.precision, accumulate=config.accumulate, clip=config.clip)
+    model_config = read_configuration(name)
+    depth = model_config.num_hidden_layers
+    if config.target_layer is not None and not 1 <= config.target_layer <= depth:
+        raise UserError(f"target_layer {config.target_layer}: expected a number from 1 to {depth}, the model's depth")
+    run = Run(out, _identity(name, model_config, cuts, config))
+    accelerator = make_accelerator(loop)
+    run.open_on(accelerator, resume=resume, overwrite=overwrite)
+    if run.result is not None:
+        return run.result
+    started = time.time()
+    stages = _Stages(Loop(run, loop, accelerator), model_config, cuts, config)
+    stages.all()
+    result = {
+        "params": count_parameters(stages.model),
+        "steps": config.stage_steps,
+        "accuracy": _final_accuracies(run.log),
+        "skipped": stages.skipped,
+        "out": str(out),
+    }
+    if accelerator.is_main_process:
+        save_file(stages.clusters(), out / "clusters.safetensors")
+        save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, config))
+        run.finish(result | {"seconds": round(time.time() - started, 1)})
+    accelerator.wait_for_everyone()
+    return run.result or result
+
+
+def _identity(name: str, model_config: Any, cuts: CutSet, config: PretrainConfig) -> dict[str, Any]:
+    """What a checkpoint belongs to."""
+    seconds = total_seconds(cuts)
+    return {
+        "command": "pretrain",
+        "name": name,
+        "model": model_config.to_diff_dict(),
+        "clips": None if cuts.is_lazy else len(cuts),
+        "clip_seconds": None if seconds is None else round(seconds, 3),
+        "config": asdict(config),
+    }
+
+
+def _new_model(model_config: Any, seed: int) -> Model:
+    torch.manual_seed(seed)
+    cls: Any = FAMILIES[model_config.model_type].encoder_class
+    return cls(model_config).eval()
+
+
+class _Stages:
+    """The stages of one pretraining. What a stage was given, and what it leaves, is in the loop's `carried`."""
+
+    def __init__(self, trainer: Loop, model_config: Any, cuts: CutSet, config: PretrainConfig) -> None:
+        self.trainer, self.cuts, self.config = trainer, cuts, config
+        self.device = trainer.accelerator.device
+        self.model = _new_model(model_config, config.seed).to(self.device)
+        self.extractor = Wav2Vec2FeatureExtractor(
+            feature_size=1,
+            sampling_rate=16_000,
+            do_normalize=True,
+            return_attention_mask=model_config.feat_extract_norm == "layer",
+        )
+        self.grid = frame_grid(model_config)
+        self.skipped = ""
+
+    def all(self) -> None:
+        """Runs what the checkpoint has not behind it already."""
+        resumed, steps = self.trainer.resumed_stage, self.config.stage_steps
+        names = [name for name in STAGES if steps[name]]
+        for name in names[names.index(resumed) if resumed else 0 :]:
+            self.front_end() if name == "front_end" else self.iteration(name)
+
+    def front_end(self) -> None:
+        carried = self.trainer.carried
+        if "log_mel" not in carried:
+            features = partial(log_mel_frames, grid=self.grid)
+            scale = fit_scale(torch.cat(list(self._frames(features, SCALE_SECONDS))))
+            carried["log_mel"] = {"mean": scale.mean, "deviation": scale.deviation}
+        torch.manual_seed(self.config.seed)
+        objective = FrontEndObjective(self.model, self.extractor, Scale(**carried["log_mel"])).to(self.device)
+        parts = (self.model.feature_extractor, self.model.feature_projection, objective.head)
+        self._run("front_end", objective, [p for part in parts for p in part.parameters()])
+
+    def iteration(self, name: str) -> None:
+        """One round of masked prediction: of clusters of cepstra, then of states of the model that learned these."""
+        carried, config = self.trainer.carried, self.config
+        kept = carried.setdefault(name, {})
+        features = self._cepstra() if name == "iteration_1" else self._states(kept)
+        if "clusters" not in kept:
+            frames = self._frames(features, config.cluster_seconds)
+            kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()
+        torch.manual_seed(config.seed + STAGES.index(name))
+        objective = MaskedPrediction(
+            self.model,
+            self.extractor,
+            features,
+            clusters_of(kept["clusters"]),
+            fraction=config.masked,
+            span=config.span,
+            seed=config.seed + STAGES.index(name),
+        ).to(self.device)
+        self._run(name, objective, list(objective.parameters()))
+        kept["head"] = {key: value.detach().cpu() for key, value in objective.head.state_dict().items()}
+
+    def _cepstra(self) -> FrameFeatures:
+        return partial(cepstral_frames, grid=self.grid)
+
+    def _states(self, kept: dict[str, Any]) -> FrameFeatures:
+        """Of a frozen copy of the model, up to the target layer, as it was at the end of the last iteration."""
+        depth = self.model.config.num_hidden_layers
+        shallow = type(self.model.config).from_dict(self.model.config.to_dict())
+        shallow.num_hidden_layers = self.config.target_layer or (depth + 1) // 2
+        teacher = _new_model(shallow, self.config.seed)
+        if "teacher" not in kept:
+            state = self.model.state_dict()
+            kept["teacher"] = {key: state[key].detach().cpu().clone() for key in teacher.state_dict()}
+        teacher.load_state_dict(kept["teacher"])
+        return partial(layer_frames, teacher.requires_grad_(False).to(self.device))
+
+    def _run(self, name: str, objective: Any, parameters: list[torch.nn.Parameter]) -> None:
+        config, steps = self.config, self.config.stage_steps
+        rate = config.front_end_learning_rate if name == "front_end" else config.learning_rate
+        schedule = warm_up_hold_decay(steps[name], config.warm_up, config.decay)
+        group = Group(parameters, rate, schedule, weight_decay=config.weight_decay)
+        offset = sum(steps[earlier] for earlier in STAGES[: STAGES.index(name)])
+        accelerator = self.trainer.accelerator
+        batches = self._batches(STAGES.index(name), accelerator.process_index, accelerator.num_processes)
+        try:
+            self.trainer.run_stage(Stage(name, steps[name], objective, [group], offset=offset), batches)
+        finally:
+            batches.close()
+        self.skipped = batches.skipped.summary()
+
+    def _batches(self, offset: int, rank: int = 0, world_size: int = 1) -> TrainingBatches:
+        config = self.config
+        settings = BatchSettings(
+            seconds_per_batch=config.seconds_per_batch,
+            max_seconds=config.max_seconds,
+            crop_to_shortest=True,
+            seed=config.seed + offset,
+            rank=rank,
+            world_size=world_size,
+        )
+        return TrainingBatches(self.cuts, settings)
+
+    def _frames(self, features: FrameFeatures, seconds: float) -> Iterator[Tensor]:
+        """Frames of some audio, the same in every process, on the CPU. Once through a smaller corpus is enough."""
+        batches, seen = self._batches(len(STAGES)), 0.0
+        available = total_seconds(self.cuts)
+        try:
+            while seen < min(seconds, available or seconds):
+                batch = next(batches)
+                lengths = batch.lengths.to(self.device)
+                inputs = model_inputs(self.extractor, batch.waveforms.to(self.device), lengths)
+                with self.trainer.accelerator.autocast():
+                    frames = features(inputs)
+                valid = torch.arange(frames.shape[1]) < self.grid.counts(batch.lengths)[:, None]
+                yield frames.cpu()[valid]
+                seen += batch.seconds
+        finally:
+            batches.close()
+
+    def clusters(self) -> dict[str, Tensor]:
+        """Of each iteration: centres, their scale, and the head that learned to tell them."""
+        return {
+            f"{name}.{key}": value.contiguous()
+            for name in STAGES[1:]
+            if name in self.trainer.carried
+            for part in ("clusters", "head")
+            for key, value in self.trainer.carried[name][part].items()
+        }
+
+
+def _final_accuracies(log: Path) -> dict[str, float]:
+    """The mean over the last tenth of each stage's log lines."""
+    found: dict[str, list[float]] = {}
+    for line in map(json.loads, log.read_text().splitlines()):
+        if "accuracy" in line:
+            found.setdefault(line["stage"], []).append(line["accuracy"])
+    tails = {stage: values[-max(1, len(values) // 10) :] for stage, values in found.items()}
+    return {stage: round(sum(tail) / len(tail), 4) for stage, tail in tails.items()}

@@ -1,0 +1,308 @@
+"""The two stages of a compression (DPHuBERT): learn what can go while distilling, remove it, distil what is left."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from torch import nn
+
+from diminuendo.data.batching import Batch, BatchSettings, TrainingBatches
+from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, valid_frames
+from diminuendo.errors import UserError
+from diminuendo.families import Model, build, family_of, model_inputs
+from diminuendo.pruning.budget import Budget, parse_budget, select, selected_cost
+from diminuendo.pruning.gating import Gates, attach, plain_state
+from diminuendo.pruning.removal import remove
+from diminuendo.structure.cost import CostModel
+from diminuendo.structure.shape import Shape, shape_of
+from diminuendo.training.loop import Group, Loop, Stage, constant, warm_up_then_decay
+from diminuendo.training.objective import DistillationObjective, JointObjective
+
+log = logging.getLogger(__name__)
+
+REMOVAL_TOLERANCE = 1e-4
+WARN_OFF_BUDGET = 0.02
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """A complete configuration of a compression.
+
+    keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
+    seconds_per_batch: of audio, for every process and accumulated batch. crop_to_shortest: crop a batch's clips to
+    its shortest instead of padding them. layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
+    gate_learning_rate: also the multipliers'; None for 0.02, more in runs so short that gates could not close.
+    warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start.
+    """
+
+    keep: str = "params=0.25"
+    steps: int = 5000
+    distil_steps: int | None = None
+    seconds_per_batch: float = 60.0
+    max_seconds: float = 15.0
+    crop_to_shortest: bool = True
+    accumulate: int = 1
+    precision: str = "fp32"
+    seed: int = 0
+    round_to: int = 8
+    layers: tuple[int, ...] | None = None
+    cosine: CosineForm = "one_minus"
+    cosine_weight: float = 1.0
+    learning_rate: float = 2e-4
+    distil_learning_rate: float = 1e-4
+    gate_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warm_up: float = 0.3
+    distil_warm_up: float = 0.2
+    ramp: float = 0.1
+    clip: float = 10.0
+    drop_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        parse_budget(self.keep)
+        for name, least in (("steps", 1), ("round_to", 1), ("accumulate", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if self.distil_steps is not None and self.distil_steps < 0:
+            raise UserError(f"distil_steps must not be negative, got {self.distil_steps}")
+
+    @property
+    def budget(self) -> Budget:
+        return parse_budget(self.keep)
+
+    @property
+    def second_stage_steps(self) -> int:
+        return self.steps // 2 if self.distil_steps is None else self.distil_steps
+
+    @property
+    def gate_rate(self) -> float:
+        # From the start to a shut gate log_alpha has some 6 to go, the multipliers have to grow first, and Adam moves
+        # by at most the learning rate a step: at 40 / steps the way takes about a quarter of the run.
+        return max(0.02, 40.0 / self.steps) if self.gate_learning_rate is None else self.gate_learning_rate
+
+    def batch_settings(self, rank: int = 0, world_size: int = 1, offset: int = 0) -> BatchSettings:
+        return BatchSettings(
+            seconds_per_batch=self.seconds_per_batch,
+            max_seconds=self.max_seconds,
+            crop_to_shortest=self.crop_to_shortest,
+            seed=self.seed + offset,
+            rank=rank,
+            world_size=world_size,
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with its feature extractor, and the directory or hub id they came from, if any."""
+
+    model: Model
+    extractor: Any
+    name: str | None = None
+
+
+class TwoStages:
+    """The two stages of one compression."""
+
+    def __init__(
+        self,
+        source: Source,
+        teacher: Model,
+        cuts: CutSet,
+        config: CompressConfig,
+        layers: tuple[int, ...],
+        cost: CostModel,
+        total: float,
+    ) -> None:
+        self.source, self.teacher, self.cuts, self.config = source, teacher, cuts, config
+        self.layers, self.cost, self.total = layers, cost, total
+        self.family = family_of(source.model)
+
+    def _batches(self, trainer: Loop, offset: int = 0) -> TrainingBatches:
+        accelerator = trainer.accelerator
+        settings = self.config.batch_settings(accelerator.process_index, accelerator.num_processes, offset)
+        return TrainingBatches(self.cuts, settings)
+
+    def _distillation(self) -> HiddenDistillation:
+        student_dim, teacher_dim = self.source.model.config.hidden_size, self.teacher.config.hidden_size
+        config = self.config
+        torch.manual_seed(config.seed)
+        return HiddenDistillation(
+            self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
+        )
+
+    def _joint_objective(self) -> JointObjective:
+        student = self.family.plain(self.source.model)
+        gates = Gates(self.family.axes(student), drop_rate=self.config.drop_rate, seed=self.config.seed)
+        attach(student, gates)
+        return JointObjective(
+            student,
+            self.teacher,
+            self.source.extractor,
+            self._distillation(),
+            gates=gates,
+            cost=self.cost,
+            kind=self.config.budget.kind,
+            total=self.total,
+            removed=1.0 - self.config.budget.amount(self.total) / self.total,
+            ramp_steps=round(self.config.steps * self.config.ramp),
+        )
+
+    def first(self, trainer: Loop) -> tuple[Model, dict[str, Any]]:
+        """The removed model, and what the second stage and the result have to know of the first."""
+        if trainer.resumed_stage == "distil":
+            return self._removed_again(trainer.carried), trainer.carried
+        objective, config = self._joint_objective(), self.config
+        at_start = self._sampling_at_start(objective.to(trainer.accelerator.device))
+        weights = _trained(objective.student, objective.distillation)
+        schedule = warm_up_then_decay(config.steps, config.warm_up)
+        gate_rate = config.gate_rate
+        groups = [
+            Group(weights, config.learning_rate, schedule, weight_decay=config.weight_decay),
+            Group([objective.gates.log_alpha], gate_rate, constant, clipped=False),
+            Group(list(objective.multipliers.parameters()), gate_rate, constant, maximize=True, clipped=False),
+        ]
+        stage = Stage("joint", config.steps, objective, groups, after_step=objective.gates.clamp)
+        batches = self._batches(trainer)
+        try:
+            trainer.run_stage(stage, batches)
+        finally:
+            batches.close()
+        removed, facts = self._remove(objective)
+        return removed, {**facts, "sampling_at_start": at_start, "skipped": batches.skipped.summary()}
+
+    @torch.no_grad()
+    def _sampling_at_start(self, objective: JointObjective) -> float:
+        """The distillation loss that sampled gates cause before anything is learned."""
+        batch = self._check_batch()
+        device = objective.gates.log_alpha.device
+        scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0)
+        log.info("sampling gates at the start costs a distillation loss of %.4f", scalars["distillation"])
+        return float(scalars["distillation"])
+
+    def time_a_step(self, device: torch.device) -> float:
+        """Seconds of one joint step on a real batch, the second of two; nothing is kept of them."""
+        objective = self._joint_objective().to(device)
+        objective.train()
+        batches = TrainingBatches(self.cuts, self.config.batch_settings())
+        try:
+            batch = next(batches)
+        finally:
+            batches.close()
+        seconds = 0.0
+        for _ in range(2):
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0)
+            scalars["loss"].backward()
+            float(scalars["loss"].detach())  # waits for the device
+            seconds = time.perf_counter() - started
+        return seconds
+
+    def _remove(self, objective: JointObjective) -> tuple[Model, dict[str, Any]]:
+        config, gates = self.config, objective.gates
+        with torch.no_grad():
+            expected = float(objective.expected_kept())
+        scores = {axis.name: gates.log_alpha.detach()[gates.of(axis.name)].cpu() for axis in gates.axes}
+        selection = select(self.cost, config.budget, self.total, scores, config.round_to)
+        gates.evaluate(selection)
+        state = remove(gates.axes, plain_state(objective.student), selection)
+        shape: Shape = {**shape_before(self.source.model), **shape_of(gates.axes, selection)}
+        removed = build(
+            self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model)
+        )
+        error = removal_error(removed, objective.student, self.source.extractor, self._check_batch())
+        if not error < REMOVAL_TOLERANCE:
+            raise RuntimeError(
+                f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
+                "nothing was written, please report this"
+            )
+        kept = selected_cost(self.cost, config.budget.kind, selection) / self.total
+        if abs(expected - kept) > WARN_OFF_BUDGET:
+            log.warning(
+                "the gates' expected kept fraction was %.3f, the selection keeps %.3f: more steps, or a higher gate "
+                "learning rate, would let the multipliers finish",
+                expected,
+                kept,
+            )
+        facts = {
+            "shape": shape,
+            "expected_before_selection": expected,
+            "removal_error": error,
+            "maps": {name: value.detach().cpu() for name, value in objective.distillation.state_dict().items()},
+        }
+        return removed, facts
+
+    def _removed_again(self, facts: Mapping[str, Any]) -> Model:
+        """A model of the removed shape, whose weights the second stage's checkpoint brings."""
+        plain = self.family.plain(self.source.model)
+        axes = self.family.axes(plain)
+        shape = facts["shape"]
+        # Which members stay matters for sizes only: the checkpoint holds their weights.
+        selection = {axis.name: _any_members(axis.size, shape[axis.name]) for axis in axes}
+        state = remove(axes, dict(plain.state_dict()), selection)
+        state = {name: value.clone() for name, value in state.items()}
+        return build(self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model))
+
+    def _check_batch(self) -> Batch:
+        settings = replace(self.config.batch_settings(), crop_to_shortest=False)
+        settings = replace(settings, seconds_per_batch=min(30.0, max(settings.seconds_per_batch, settings.max_seconds)))
+        batches = TrainingBatches(self.cuts, settings)
+        try:
+            return next(batches)
+        finally:
+            batches.close()
+
+    def second(self, trainer: Loop, removed: Model) -> None:
+        """Distils the removed model, in place."""
+        config, steps = self.config, self.config.second_stage_steps
+        if not steps:
+            return
+        distillation = self._distillation()
+        distillation.load_state_dict(trainer.carried["maps"])
+        objective = DistillationObjective(removed, self.teacher, self.source.extractor, distillation)
+        schedule = warm_up_then_decay(steps, config.distil_warm_up)
+        group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
+        stage = Stage("distil", steps, objective, [group], offset=config.steps)
+        batches = self._batches(trainer, offset=1)
+        try:
+            trainer.run_stage(stage, batches)
+        finally:
+            batches.close()
+
+
+def _trained(*modules: nn.Module) -> list[nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+
+
+def shape_before(model: Model) -> Shape:
+    """The shape of a model that was compressed before; nothing for any other."""
+    shape: Shape = dict(getattr(model.config, "diminuendo", {}).get("shape", {}))
+    return shape
+
+
+def is_recogniser(model: Model) -> bool:
+    family = family_of(model)
+    return isinstance(model, family.ctc_class | family.ragged_ctc_class)
+
+
+def _any_members(size: int, kept: int | list[int]) -> torch.Tensor:
+    count = kept if isinstance(kept, int) else len(kept)
+    return torch.arange(size) < count
+
+
+@torch.inference_mode()
+def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) -> float:
+    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32."""
+    family, device = family_of(gated), gated.device
+    lengths = batch.lengths.to(device)
+    inputs = model_inputs(extractor, batch.waveforms.to(device), lengths)
+    valid = None
+    errors = []
+    for a, b in zip(family.hidden_states(removed.to(device), inputs), family.hidden_states(gated, inputs), strict=True):
+        valid = valid_frames(family.frame_lengths(gated, lengths), b.shape[1]) if valid is None else valid
+        errors.append(float((a - b)[valid].norm() / b[valid].norm()))
+    return max(errors)
