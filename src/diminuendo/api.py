@@ -13,7 +13,9 @@ from diminuendo.families import Model, load, load_feature_extractor
 from diminuendo.profiling.latency import profile as profile_model
 from diminuendo.recipes import RECIPES
 from diminuendo.training import compress as compression
+from diminuendo.training import pretrain as pretraining
 from diminuendo.training.loop import LoopConfig
+from diminuendo.training.pretrain import PretrainConfig
 from diminuendo.training.two_stages import CompressConfig, Source
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,26 @@ def compress_to_result(
         resume=resume,
         overwrite=overwrite,
     )
+
+
+def pretrain(
+    configuration: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    loop: LoopConfig | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains an encoder on audio alone into the directory `out` and returns the run's result.
+
+    configuration: a name in training.configurations, or a config.json. settings: fields of PretrainConfig.
+    """
+    config = PretrainConfig(**{name: value for name, value in settings.items() if value is not None})
+    cuts = read_cuts(data, split)
+    return pretraining.pretrain(configuration, cuts, Path(out), config, loop=loop, resume=resume, overwrite=overwrite)
 
 
 def compress(model: str | Path | Model, data: str | Path, out: str | Path, **options: Any) -> Model:

@@ -147,6 +147,95 @@ def evaluate(
 
 
 @app.command()
+def pretrain(
+    configuration: Annotated[str, typer.Argument(help="A named one like tiny-hubert, or a config.json.")],
+    data: DataArgument,
+    out: Out,
+    steps: Annotated[int | None, typer.Option(help="Steps of all stages together.")] = None,
+    seconds_per_batch: SecondsPerBatch = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches an optimiser step.")] = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    split: Split = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an encoder on audio alone: masked prediction of clusters, HuBERT's two iterations."""
+    _prepare(threads, quiet)
+    from diminuendo import api
+    from diminuendo.training.loop import LoopConfig
+
+    result = api.pretrain(
+        configuration,
+        data,
+        out,
+        split=split,
+        resume=resume,
+        overwrite=overwrite,
+        loop=LoopConfig(device=device, quiet=quiet),
+        steps=steps,
+        seconds_per_batch=seconds_per_batch,
+        accumulate=accumulate,
+        seed=seed,
+        precision=precision,
+    )
+    if _is_main_process():
+        _print(result, as_json, lambda r: f"{r['params']:,} parameters, accuracies {r['accuracy']}\n{r['out']}")
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    data: Annotated[Path | None, typer.Option(help="Audio to use instead of a synthetic corpus.")] = None,
+    probe_data: Annotated[Path | None, typer.Option(help="Labelled clips for the probe (default: the audio).")] = None,
+    probe: Annotated[str, typer.Option(help="keyword or speaker.")] = "keyword",
+    encoder: Annotated[str | None, typer.Option(help="What is pretrained: a named configuration.")] = None,
+    pretrain_steps: Annotated[int | None, typer.Option(help="Steps of pretraining.")] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole story, offline: make a corpus, pretrain, compress to a quarter, compare, report."""
+    _prepare(threads, quiet)
+    from dataclasses import replace
+
+    from diminuendo import demo as story
+    from diminuendo.training.loop import LoopConfig
+
+    pretraining, compression = story.demo_configs(seed or 0)
+    result = story.demo(
+        out,
+        data,
+        probe_data=probe_data,
+        probe=probe,
+        pretraining=replace(pretraining, steps=pretrain_steps or pretraining.steps),
+        compression=replace(compression, steps=steps or compression.steps),
+        encoder=encoder or story.ENCODER,
+        loop=LoopConfig(quiet=quiet),
+    )
+    _print(result, as_json, lambda r: f"{story.table_text(r['table'])}\n\nmodel: {r['model']}\nreport: {r['report']}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Directories that compress or pretrain wrote.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """One HTML file about runs: figures, layer map, curves, configuration."""
+    _prepare(None, quiet=True)
+    from diminuendo.report.write import write_report
+
+    _print({"report": str(write_report(runs, out))}, as_json, lambda r: r["report"])
+
+
+@app.command()
 def profile(
     model: ModelArgument,
     seconds: Annotated[float, typer.Option(help="Length of the clip that is timed.")] = 10.0,

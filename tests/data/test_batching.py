@@ -140,9 +140,9 @@ def test_no_batch_exceeds_its_seconds_padding_included(
 
 
 def test_clips_of_a_batch_have_similar_lengths(tmp_path: Path) -> None:
-    batches = epoch_of(TrainingBatches(corpus(tmp_path, VARIED * 4), BatchSettings(3.0)))
+    batches = epoch_of(TrainingBatches(corpus(tmp_path, VARIED * 4), BatchSettings(6.0)))
     padded = sum(batch.waveforms.numel() for batch in batches) / RATE
-    assert padded / sum(batch.seconds for batch in batches) < 1.1
+    assert padded / sum(batch.seconds for batch in batches) < 1.2
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -245,6 +245,7 @@ def test_no_usable_clip_at_all_is_an_error(tmp_path: Path, world_size: int) -> N
         with pytest.raises(UserError, match=message):
             next(batches)
     assert sorted(batches.skipped.reasons) == names(5)
+    assert batches.state_dict()["epoch"] == (0 if world_size == 1 else 9)  # alone, one epoch is proof enough
 
 
 def test_a_corpus_that_breaks_behind_a_resumed_batch_is_used_on(tmp_path: Path) -> None:

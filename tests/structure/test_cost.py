@@ -100,8 +100,8 @@ def test_the_cost_of_a_model_compressed_before_is_its_own() -> None:
     check_removed(gated_and_removed(tiny_model("hubert", "base"), "groups", "some")[1], seed=3)
 
 
-# A made-up model with every case: `width` lies on both dimensions of `square`; `glu` owns two places in `doubled`, which
-# has two more rows that belong to nobody; `inner` lies inside the sublayer `outer`.
+# A made-up model with every case: `width` lies on both dimensions of `square`; `glu` owns two places in `doubled`,
+# which has two more rows that belong to nobody; `inner` lies inside the sublayer `outer`.
 AXES = (
     Axis("width", "channels", 3, (Slice("square", 0), Slice("square", 1), Slice("read", 1, block=2)), ()),
     Axis("glu", "neurons", 2, (Slice("doubled", 0, block=2, offsets=(0, 5)), Slice("read", 0)), ()),

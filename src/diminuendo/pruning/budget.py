@@ -63,7 +63,8 @@ def parse_budget(text: str) -> Budget:
         raise UserError(f"--keep {text}: an absolute size must be above 0")
     if not absolute and not 0 < number <= 1:
         raise UserError(
-            f"--keep {text}: kept fraction must lie in (0, 1], got {number:g}; for an absolute size write {kind}=23.5M"
+            f"--keep {text}: kept fraction must lie in (0, 1], got {number:g}; "
+            f"for an absolute size write {'params=23.5M' if kind == 'params' else 'macs=1.2G/s'}"
         )
     return Budget(kind, number * _UNITS[unit.lower()], absolute)
 

@@ -1,4 +1,4 @@
-"""DPHuBERT: joint distillation and structured pruning of an encoder (Peng et al., Interspeech 2023, arXiv 2305.17651)."""
+"""DPHuBERT (Peng et al., Interspeech 2023, arXiv 2305.17651): joint distillation and pruning of an encoder."""
 
 from diminuendo.training.two_stages import CompressConfig
 

@@ -74,7 +74,7 @@ def draw_curves(curves: Curves, lines: Sequence[Mapping[str, Any]]) -> Figure:
             line.set(marker="o" if len(points) <= _FEW else "", markersize=2.5)
         if curves.keys[0] in _FROM_ZERO:
             axes.set_ylim(bottom=0)
-        axes.set_xlim(0, lines[-1]["total_step"])
+        axes.set_xlim(lines[0]["total_step"] - lines[0].get("step", 0), lines[-1]["total_step"])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("step")

@@ -17,21 +17,17 @@ log = logging.getLogger(__name__)
 class LoggedRun:
     """identity: run.json. lines: log.jsonl, at least one. result: result.json, None while not finished.
 
-    written: when the result was, or else the log's last line.
+    name: what the report calls it. written: when the result was, or else the log's last line.
     """
 
-    directory: Path
+    name: str
     identity: Mapping[str, Any]
     lines: tuple[Mapping[str, Any], ...]
     result: Mapping[str, Any] | None
     written: datetime
 
-    @property
-    def name(self) -> str:
-        return self.directory.resolve().name
 
-
-def read_run(directory: Path) -> LoggedRun:
+def read_run(directory: Path, name: str) -> LoggedRun:
     """Raises UserError for a directory that holds no run, or one that logged nothing, or a damaged file in it."""
     path = directory / "run.json"
     if not path.is_file():
@@ -41,7 +37,7 @@ def read_run(directory: Path) -> LoggedRun:
     result = _object(finished, finished.read_text(errors="replace")) if finished.is_file() else None
     last = (directory / "log.jsonl" if result is None else finished).stat().st_mtime
     identity = _object(path, path.read_text(errors="replace"))
-    return LoggedRun(directory, identity, lines, result, datetime.fromtimestamp(last, UTC))
+    return LoggedRun(name, identity, lines, result, datetime.fromtimestamp(last, UTC))
 
 
 def _read_log(path: Path) -> tuple[dict[str, Any], ...]:

@@ -26,10 +26,12 @@ class Table:
 
 
 def text_of(cell: Cell) -> str:
-    """`94,371,712`, `0.6634`, `0.663 [0.612, 0.71]`."""
+    """`94,371,712`, `0.6634`, `0.663 [0.612, 0.710]`: three digits for all of an interval."""
     if isinstance(cell, tuple):
-        value, low, high = cell
-        return f"{text_of(value)} [{text_of(low)}, {text_of(high)}]"
+        largest = max(map(abs, cell))
+        decimals = 3 if largest <= 1 else max(0, 3 - len(f"{largest:.0f}"))
+        value, low, high = (f"{part:,.{decimals}f}" for part in cell)
+        return f"{value} [{low}, {high}]"
     if isinstance(cell, str):
         return cell
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if abs(cell) < 10_000 else f"{cell:,.0f}"

@@ -44,7 +44,10 @@ def write_report(
         raise UserError("nothing to report: give at least one directory that compress, pretrain or finetune wrote")
     if out.is_dir():
         raise UserError(f"--out {out} is a directory; expected a file, like {out / 'report.html'}")
-    logged = [read_run(run) for run in runs]
+    names = [run.resolve().name for run in runs]
+    logged = [
+        read_run(run, name if names.count(name) == 1 else str(run)) for run, name in zip(runs, names, strict=True)
+    ]
     comparison = [table_html(_comparison(logged))] if len(logged) > 1 else []
     text = page(title, "".join([*comparison, *map(table_html, tables), *map(_section, logged)]))
     beside = out.with_name(out.name + ".tmp")
@@ -54,7 +57,7 @@ def write_report(
         os.replace(beside, out)
     except OSError as error:
         raise UserError(
-            f"--out {out} cannot be written ({error.strerror}): give another place, or free some"
+            f"--out {out} cannot be written ({error.strerror}): give another place, or make room"
         ) from error
     log.info("report: %s", out)
     return out
@@ -69,11 +72,15 @@ def _comparison(runs: Sequence[LoggedRun]) -> Table:
         rows.append(
             (
                 run.name,
-                " ".join(run.identity[key] for key in ("command", "recipe") if run.identity.get(key)),
+                " ".join(str(run.identity[key]) for key in ("command", "recipe") if run.identity.get(key)),
                 *sizes,
                 _fact("removal_error", result["removal_error"]) if "removal_error" in result else "-",
                 run.lines[-1].get("loss", "-"),
-                _fact("seconds", result["seconds"]) if "seconds" in result else "not finished",
+                "not finished"
+                if run.result is None
+                else _fact("seconds", result["seconds"])
+                if "seconds" in result
+                else "-",
             )
         )
     return Table("Comparison", columns, rows)
@@ -90,7 +97,7 @@ def _section(run: LoggedRun) -> str:
         state = f"not finished: last logged was stage {last['stage']}, step {last.get('step', last['total_step'])}"
         parts.append(f'<p class="state">{html.escape(state)}, {run.written:%Y-%m-%d %H:%M} UTC</p>\n')
     headline = map(table_html, (*_headline(result or {}), _facts(run)))
-    parts.append(f'<div class="grid">\n<div>{"".join(headline)}</div>{_map(result or {})}</div>\n')
+    parts.append(f'<div class="grid">\n<div>{"".join(headline)}</div>{_map(run)}</div>\n')
     parts.append(f'<div class="grid">\n{"".join(_curves(run))}</div>\n')
     config = run.identity.get("config")
     if config:
@@ -106,7 +113,7 @@ def _headline(result: Mapping[str, Any]) -> Iterator[Table]:
         if (size := result.get(key))
     ]
     if rows:
-        yield Table("Size", ("", "Before", "After", "Kept"), rows)
+        yield Table("Size", ("Measure", "Before", "After", "Kept"), rows)
 
 
 def _facts(run: LoggedRun) -> Table:
@@ -116,7 +123,7 @@ def _facts(run: LoggedRun) -> Table:
     found |= {} if run.result is None else {"finished": f"{run.written:%Y-%m-%d %H:%M} UTC"}
     found |= {key: _text(value) for key, value in run.identity.items() if key not in ("config", *found)}
     rows = [(_FACTS.get(key, key.replace("_", " ").capitalize()), value) for key, value in found.items()]
-    return Table("Run", ("", ""), rows)
+    return Table("Run", ("Fact", "Value"), rows)
 
 
 def _fact(key: str, value: Any) -> str:
@@ -127,11 +134,12 @@ def _fact(key: str, value: Any) -> str:
     return f"{value:.2%}" if key == "expected_before_selection" else _text(value)
 
 
-def _map(result: Mapping[str, Any]) -> str:
-    shape, full_shape = result.get("shape"), result.get("full_shape")
+def _map(run: LoggedRun) -> str:
+    shape, full_shape = ((run.result or {}).get(key) for key in ("shape", "full_shape"))
     if not (shape and full_shape):
         return ""
-    return figure_html(inline_svg(layer_map(shape, full_shape), describe(shape, full_shape)), "Layer map", _MAP_NOTE)
+    drawn = inline_svg(layer_map(shape, full_shape), f"{run.name}: {describe(shape, full_shape)}")
+    return figure_html(drawn, "Layer map", _MAP_NOTE)
 
 
 def _curves(run: LoggedRun) -> Iterator[str]:
@@ -146,11 +154,12 @@ def _curves(run: LoggedRun) -> Iterator[str]:
 
 
 def _amount(value: float) -> str:
-    """`94.4 M`, `7.17 G`, to three digits; small ones in full."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if value >= size:
-            return f"{value / (1e3 if unit == 'k' else size):#.3g}".rstrip(".") + f" {unit}"
-    return f"{value:,.0f}"
+    """`94.4 M`, `7.17 G`: three digits; below 10,000 in full."""
+    if value < 1e4:
+        return f"{value:,.0f}"
+    value = float(f"{value:.3g}")
+    unit, size = next((unit, size) for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)) if value >= size)
+    return f"{value / size:#.3g}".rstrip(".") + f" {unit}"
 
 
 def _text(value: Any) -> str:

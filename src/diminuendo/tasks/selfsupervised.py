@@ -4,10 +4,11 @@ The second is HuBERT (Hsu et al. 2021, arXiv 2106.07447): cluster frames of the 
 that learned those, and predict the cluster of every masked frame.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.cluster import MiniBatchKMeans
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diminuendo.data.features import deltas, frame_counts, log_mel, mfcc
+from diminuendo.errors import UserError
 from diminuendo.families import Model, family_of, model_inputs
 
 Scalars = dict[str, Tensor]
@@ -26,7 +28,7 @@ NUM_BANDS = 80
 NUM_CEPSTRA = 13
 CLUSTER_DIM = 256  # of projected frames and class embeddings (HuBERT, section 3)
 TEMPERATURE = 0.1
-FRAMES_PER_FIT = 10_000  # k-means takes the stream in such pieces; the first one also places the centres
+FRAMES_PER_FIT = 10_000  # the first piece of a stream also scales the frames and places the centres
 
 
 @dataclass(frozen=True)
@@ -124,30 +126,30 @@ def clusters_of(tensors: Mapping[str, Tensor]) -> Clusters:
 
 
 def fit_clusters(stream: Iterable[Float[Tensor, "frames dim"]], num_clusters: int, seed: int) -> Clusters:
-    """Mini-batch k-means in one pass over a stream of frames, of which FRAMES_PER_FIT at a time are held.
+    """Mini-batch k-means in one pass over a stream of frames, of which about FRAMES_PER_FIT at a time are held.
 
-    Raises ValueError if the stream has fewer frames than clusters.
+    Raises UserError if its first piece has fewer frames than there are to be clusters.
     """
     kmeans = MiniBatchKMeans(num_clusters, random_state=seed, n_init=3)
     scale = None
-    for frames in _pieces(stream, FRAMES_PER_FIT):
+    for frames in _pieces(stream):
         if scale is None:
+            if len(frames) < num_clusters:
+                raise UserError(f"{num_clusters} clusters of {len(frames)} frames: give more audio, or num_clusters")
             scale = fit_scale(frames)
         kmeans.partial_fit(scale(frames).numpy())
     assert scale is not None
     return Clusters(scale, torch.from_numpy(kmeans.cluster_centers_).float())
 
 
-def _pieces(stream: Iterable[Tensor], least: int) -> Iterable[Tensor]:
-    """The stream in pieces of at least so many frames, the only one of a short stream excepted."""
+def _pieces(stream: Iterable[Tensor]) -> Iterator[Tensor]:
     held: list[Tensor] = []
-    whole = False
     for frames in stream:
         held.append(frames)
-        if sum(map(len, held)) >= least:
+        if sum(map(len, held)) >= FRAMES_PER_FIT:
             yield torch.cat(held)
-            held, whole = [], True
-    if held and not whole:
+            held = []
+    if held:
         yield torch.cat(held)
 
 
@@ -238,7 +240,9 @@ class MaskedPrediction(_Objective):
         self.head = ClusterHead(model.config.hidden_size, len(clusters.centres))
 
     def mask(self, counts: Int[Tensor, " batch"], frames: int, draw: int) -> Bool[Tensor, "batch frames"]:
-        generator = torch.Generator().manual_seed((self.seed << 32) + draw)
+        # Torch's generator on the CPU takes 32 bits of a seed: mix, do not shift.
+        seed = int(np.random.SeedSequence((self.seed, draw)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
         return span_mask(counts, frames, self.fraction, self.span, generator)
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:

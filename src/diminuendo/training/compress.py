@@ -1,6 +1,5 @@
 """Compression from a model and audio to a smaller model in a directory."""
 
-import hashlib
 import logging
 import resource
 import sys
@@ -25,7 +24,7 @@ from diminuendo.structure.shape import shape_of
 from diminuendo.training.card import compression_card
 from diminuendo.training.loop import Loop, LoopConfig, make_accelerator
 from diminuendo.training.progress import duration_text
-from diminuendo.training.run import Run
+from diminuendo.training.run import Run, fingerprint
 from diminuendo.training.two_stages import CompressConfig, Source, TwoStages
 
 log = logging.getLogger(__name__)
@@ -135,6 +134,7 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
     check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, layers, cost, total)
+    _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
     return _Job(stages, cost, total, _identity(source, teacher, cuts, config, recipe), recipe)
 
 
@@ -144,22 +144,13 @@ def _identity(source: Source, teacher: Model, cuts: CutSet, config: CompressConf
     return {
         "command": "compress",
         "recipe": recipe,
-        "model": source.name,
+        "source": source.name,
         "model_fingerprint": fingerprint(source.model),
         "teacher_fingerprint": fingerprint(teacher),
         "clips": None if cuts.is_lazy else len(cuts),
         "clip_seconds": None if seconds is None else round(seconds, 3),
         "config": asdict(config),
     }
-
-
-def fingerprint(model: Model) -> str:
-    """A checksum of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _measured(job: _Job, device: torch.device) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from diminuendo.errors import UserError
 from diminuendo.families import FAMILIES
 
@@ -67,8 +69,8 @@ def read_configuration(source: str) -> Any:
     cls: Any = FAMILIES[model_type].encoder_class
     try:
         config = cls.config_class(**values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"CONFIG {source}: {str(error).splitlines()[0]}") from error
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"CONFIG {source}: {str(error.__cause__ or error).splitlines()[0]}") from error
     if not (config.apply_spec_augment and config.mask_time_prob > 0):
         raise UserError(
             f"CONFIG {source}: apply_spec_augment is {config.apply_spec_augment}, mask_time_prob "

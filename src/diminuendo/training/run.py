@@ -1,5 +1,6 @@
 """The output directory of a run: what it is, what it has logged, whether it is finished."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diminuendo.errors import UserError
+from diminuendo.families import Model
 from diminuendo.training.checkpoint import clear_on_full_disk
 
 # All that a run writes; --overwrite removes these and nothing else.
@@ -94,7 +98,7 @@ class Run:
                 f"--resume: {self.directory} holds no run (no run.json); give the --out of the run to continue"
             )
         there, here = json.loads(path.read_text()), json.loads(json.dumps(self.identity))
-        for key in {**there, **here}:
+        for key in {**there, **here}.keys() - {"source"}:  # one model may be named in two ways; its fingerprint counts
             if there.get(key) != here.get(key):
                 raise UserError(
                     f"--resume: {self.directory} holds another run: its {key} is {there.get(key)!r}, "
@@ -118,3 +122,12 @@ class Run:
         write_json(self.directory / "result.json", result)
         self.checkpoint.unlink(missing_ok=True)
         self.result = result
+
+
+def fingerprint(model: Model) -> str:
+    """A checksum of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

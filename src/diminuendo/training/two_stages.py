@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ class TwoStages:
     @torch.no_grad()
     def _sampling_at_start(self, objective: JointObjective) -> float:
         """The distillation loss that sampled gates cause before anything is learned."""
-        batch = self._check_batch()
+        batch = self.check_batch
         device = objective.gates.log_alpha.device
         scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0)
         log.info("sampling gates at the start costs a distillation loss of %.4f", scalars["distillation"])
@@ -214,7 +215,7 @@ class TwoStages:
         removed = build(
             self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model)
         )
-        error = removal_error(removed, objective.student, self.source.extractor, self._check_batch())
+        error = removal_error(removed, objective.student, self.source.extractor, self.check_batch)
         if not error < REMOVAL_TOLERANCE:
             raise RuntimeError(
                 f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
@@ -247,7 +248,9 @@ class TwoStages:
         state = {name: value.clone() for name, value in state.items()}
         return build(self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model))
 
-    def _check_batch(self) -> Batch:
+    @cached_property
+    def check_batch(self) -> Batch:
+        """Some real audio, padded, to check the removal on. UserError if no clip can be used."""
         settings = replace(self.config.batch_settings(), crop_to_shortest=False)
         settings = replace(settings, seconds_per_batch=min(30.0, max(settings.seconds_per_batch, settings.max_seconds)))
         batches = TrainingBatches(self.cuts, settings)

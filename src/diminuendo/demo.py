@@ -1,0 +1,153 @@
+"""The whole story, offline: make a corpus, pretrain an encoder on it, compress it, compare, save, report."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diminuendo.api import compress_config, source_of
+from diminuendo.data.manifest import ALL, read_cuts
+from diminuendo.data.synthetic import make_corpus
+from diminuendo.evaluation.probes import Features, ProbeResult, encoder_features, log_mel_features, run_probe
+from diminuendo.families import family_of
+from diminuendo.profiling.count import count_parameters
+from diminuendo.profiling.latency import measure_interleaved
+from diminuendo.report.page import Table
+from diminuendo.report.write import write_report
+from diminuendo.students.deep_thin import deep_thin
+from diminuendo.training.compress import compress
+from diminuendo.training.distil import DistilConfig, distil
+from diminuendo.training.loop import LoopConfig
+from diminuendo.training.pretrain import PretrainConfig, pretrain
+from diminuendo.training.run import write_json
+from diminuendo.training.two_stages import CompressConfig, Source
+
+log = logging.getLogger(__name__)
+
+ENCODER = "demo-hubert"
+KEEP = 0.25
+
+
+def demo_configs(seed: int) -> tuple[PretrainConfig, CompressConfig]:
+    """Chosen so that all of it takes less than ten minutes on two cores."""
+    compression = compress_config(
+        keep=f"params={KEEP}",
+        steps=800,
+        seconds_per_batch=20.0,
+        max_seconds=4.0,
+        learning_rate=1e-3,
+        distil_learning_rate=5e-4,
+        seed=seed,
+    )
+    return PretrainConfig(steps=3000, seed=seed), compression
+
+
+def demo(
+    out: Path,
+    data: Path | None = None,
+    *,
+    probe_data: Path | None = None,
+    probe: str = "keyword",
+    pretraining: PretrainConfig,
+    compression: CompressConfig,
+    encoder: str = ENCODER,
+    loop: LoopConfig,
+) -> dict[str, Any]:
+    """Runs the story in `out` (what is there already is kept) and returns its table.
+
+    data: audio to pretrain on and to compress with; without it, a synthetic corpus is made. probe_data: labelled clips
+    for the probe (default: `data`). Every part is a run of its own, so a demo that was stopped goes on where it was.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        log.info("1. a spoken corpus, made by eSpeak NG")
+        data = make_corpus(out / "corpus")
+    cuts = read_cuts(data, None)
+    log.info("2. pretraining %s on it", encoder)
+    pretrain(encoder, cuts, out / "teacher", pretraining, loop=loop, resume=True)
+    teacher = source_of(out / "teacher")
+    log.info("3. compressing it to %s", compression.keep)
+    small = compress(teacher, cuts, out / "small", compression, loop=loop, resume=True)
+    log.info("4. for comparison: a fixed student of equal size, by distillation alone, as many steps")
+    fixed = deep_thin(teacher.model, small["params"]["student"], seed=compression.seed)
+    distil(fixed, teacher, cuts, out / "fixed", distil_alone(compression), loop=loop, resume=True)
+    log.info("5. what frozen features know: %s accuracy of a linear head", probe)
+    table = _compare(out, teacher, read_cuts(probe_data or data, ALL), probe, compression.seed)
+    write_json(out / "table.json", table)
+    report = write_report(
+        [out / "small", out / "fixed", out / "teacher"],
+        out / "report.html",
+        tables=[_as_table(table, probe)],
+        title="diminuendo: the demo",
+    )
+    return {"table": table, "report": str(report), "model": str(out / "small")}
+
+
+def distil_alone(config: CompressConfig) -> DistilConfig:
+    """Matched to a compression: as many steps as both its stages, the same batches, the joint stage's learning rate."""
+    return DistilConfig(
+        steps=config.steps + config.second_stage_steps,
+        learning_rate=config.learning_rate,
+        seconds_per_batch=config.seconds_per_batch,
+        max_seconds=config.max_seconds,
+        crop_to_shortest=config.crop_to_shortest,
+        precision=config.precision,
+        seed=config.seed,
+    )
+
+
+def _compare(out: Path, teacher: Source, cuts: Any, probe: str, seed: int) -> list[dict[str, Any]]:
+    """A row for every model, and for features that need none."""
+    family = family_of(teacher.model)
+    torch.manual_seed(seed + 1)
+    random_model: Any = family.encoder_class
+    sources = {
+        "teacher": teacher,
+        "compressed (joint)": source_of(out / "small"),
+        "fixed student, distilled": source_of(out / "fixed"),
+        "random weights": replace(teacher, model=random_model(teacher.model.config).eval()),
+    }
+    latencies = measure_interleaved({name: source.model for name, source in sources.items()}, runs=10)
+    rows: list[dict[str, Any]] = []
+    features: dict[str, Callable[[], Features]] = {
+        name: lambda source=source: encoder_features(source.model, source.extractor)  # type: ignore[misc]
+        for name, source in sources.items()
+    }
+    features["log-mel mean and deviation"] = log_mel_features
+    for name, make in features.items():
+        found: ProbeResult = run_probe(probe, make(), cuts, seed)
+        row = {"model": name, "accuracy": found.accuracy, "low": found.low, "high": found.high}
+        if name in sources:
+            latency = latencies[name]
+            row |= {"params": count_parameters(sources[name].model), "latency_ms": latency.p50_ms}
+        rows.append(row)
+        log.info("   %-28s %5.1f %%", name, 100 * found.accuracy)
+    return rows
+
+
+def _as_table(rows: list[dict[str, Any]], probe: str) -> Table:
+    cells = [
+        (
+            row["model"],
+            f"{row['params']:,}" if "params" in row else "",
+            (round(100 * row["accuracy"], 1), round(100 * row["low"], 1), round(100 * row["high"], 1)),
+            f"{row['latency_ms']:.0f}" if "latency_ms" in row else "",
+        )
+        for row in rows
+    ]
+    columns = ("features", "parameters", f"{probe} accuracy, %", "ms for 10 s, 1 thread")
+    return Table("What frozen features know", columns, cells)
+
+
+def table_text(rows: list[dict[str, Any]]) -> str:
+    """The table for a terminal."""
+    lines = [f"{'':30}{'parameters':>12}{'accuracy':>10}   95 % interval    {'ms for 10 s':>11}"]
+    for row in rows:
+        params = f"{row['params']:,}" if "params" in row else ""
+        latency = f"{row['latency_ms']:.0f}" if "latency_ms" in row else ""
+        interval = f"{row['low']:.1%} to {row['high']:.1%}"
+        lines.append(f"{row['model']:30}{params:>12}{row['accuracy']:>10.1%}   {interval:16} {latency:>11}")
+    return "\n".join(lines)

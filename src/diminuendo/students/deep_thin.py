@@ -1,0 +1,51 @@
+"""A student of the teacher's depth and a smaller width (the deep and thin one of Wang et al., arXiv 2210.15631)."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+
+from diminuendo.errors import UserError
+from diminuendo.families import Model, family_of
+from diminuendo.profiling.count import count_parameters
+
+
+def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
+    """The widest encoder of the teacher's depth, heads and front end with at most `params` parameters, fresh weights.
+
+    The feed-forward width keeps its ratio to the width. The front end's convolutions are the teacher's, weights
+    included (the published deep student draws them anew): from random ones short trainings do not recover.
+
+    Raises UserError if not even the narrowest student fits.
+    """
+    config = teacher.config
+    step = math.lcm(config.num_attention_heads, config.num_conv_pos_embedding_groups)
+    fitting = None
+    for width in range(step, config.hidden_size + 1, step):
+        candidate = thin_config(config, width)
+        with torch.device("meta"):
+            size = count_parameters(_fresh(teacher, candidate))
+        if size > params:
+            break
+        fitting = candidate
+    if fitting is None:
+        raise UserError(f"a student of {params:,.0f} parameters: even width {step} has more; allow more parameters")
+    torch.manual_seed(seed)
+    student = _fresh(teacher, fitting)
+    base = family_of(teacher).encoder(teacher)
+    student.feature_extractor.load_state_dict(base.feature_extractor.state_dict())
+    return student.eval()
+
+
+def thin_config(config: Any, width: int) -> Any:
+    """The configuration with another width, and a feed-forward width in proportion."""
+    thin = copy.deepcopy(config)
+    thin.hidden_size = width
+    thin.intermediate_size = round(config.intermediate_size * width / config.hidden_size)
+    return thin
+
+
+def _fresh(teacher: Model, config: Any) -> Model:
+    cls: Any = family_of(teacher).encoder_class
+    return cls(config)

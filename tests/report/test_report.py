@@ -1,0 +1,347 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from diminuendo.errors import UserError
+from diminuendo.report import Table, layer_map, write_report
+
+FULL = {
+    "front.0.channels": 16,
+    "front.1.channels": 16,
+    "encoder.position.groups": [0, 1, 2, 3],
+    "encoder.layers.0.attention": 1,
+    "encoder.layers.0.attention.heads": 4,
+    "encoder.layers.0.feed_forward": 1,
+    "encoder.layers.0.feed_forward.neurons": 4096,
+    "encoder.layers.1.attention": 1,
+    "encoder.layers.1.attention.heads": 4,
+    "encoder.layers.1.feed_forward": 1,
+    "encoder.layers.1.feed_forward.neurons": 4096,
+}
+SHAPE = {
+    **FULL,
+    "front.1.channels": 7,
+    "encoder.position.groups": [0, 3],
+    "encoder.layers.0.attention.heads": 3,
+    "encoder.layers.0.feed_forward.neurons": 1001,
+    "encoder.layers.1.attention": 0,
+    "encoder.layers.1.attention.heads": 0,
+    "encoder.layers.1.feed_forward.neurons": 0,
+}
+COMPRESS = {"command": "compress", "recipe": "dphubert", "model": "a&b", "config": {"keep": "params=0.5", "steps": 4}}
+RESULT = {
+    "params": {"teacher": 94_371_712, "student": 23_592_928, "kept": 0.25},
+    "macs_per_second": {"teacher": 7.168e9, "student": 2e9, "kept": 0.279},
+    "expected_before_selection": 0.2631,
+    "removal_error": 3.2e-7,
+    "shape": SHAPE,
+    "full_shape": FULL,
+    "steps": [4, 2],
+    "out": "/somewhere/private",
+    "seconds": 7200.0,
+}
+JOINT = {"distillation": 0.5, "l1": 0.4, "cosine": 0.1, "expected_kept": 0.9, "target_kept": 0.5}
+JOINT |= {"multiplier_1": 0.1, "multiplier_2": 0.2}
+COMPRESS_LOG = [
+    {"stage": "joint", "step": s, "total_step": s, "loss": 1 / s, **JOINT, "audio_seconds_per_second": 50.0}
+    for s in (1, 2, 3, 4)
+]
+COMPRESS_LOG += [
+    {"stage": "distil", "step": s, "total_step": 4 + s, "loss": 0.1, "l1": 0.1, "audio_seconds_per_second": 60.0}
+    for s in (1, 2)
+]
+PRETRAIN_LOG = [
+    {"stage": "front", "step": 5, "total_step": 5, "loss": 0.3},
+    {"stage": "masked", "step": 5, "total_step": 10, "loss": 4.0, "accuracy": 0.2, "codebook_use": 0.9},
+]
+COMPRESS_FIGURES = [
+    "Layer map",
+    "Loss",
+    "Parts of the distillation loss",
+    "Kept fraction of the cost",
+    "Multipliers of the budget",
+    "Throughput, seconds of audio per second",
+]
+
+
+class Reading(HTMLParser):
+    """What a page holds, by element: texts, cells by row, labels of its drawings, ids, addresses that it would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.texts, self.rows, self.labels, self.ids, self.loads = [], {}, [], [], [], []
+        self.scopes = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.open.append(tag)
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        self.labels += [values.get("aria-label")] if tag == "svg" else []
+        self.scopes += [values.get("scope")] if tag == "th" else []
+        self.rows += [[]] if tag == "tr" else []
+        loading = ("src", "href", "xlink:href", "data", "srcset", "poster", "action")
+        self.loads += [v for k, v in attributes if k in loading and not v.startswith("#")]
+        self.loads += [v for v in re.findall(r"url\(([^)]*)\)", " ".join(filter(None, values.values()))) if v[0] != "#"]
+        if tag in ("meta", "link"):
+            self.open.pop()
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and data.strip():
+            self.texts.setdefault(self.open[-1], []).append(data)
+            if self.open[-1] in ("td", "th"):
+                self.rows[-1].append(data)
+
+
+def make_run(directory, identity=COMPRESS, lines=COMPRESS_LOG, result=RESULT):
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text(json.dumps(identity))
+    (directory / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if result is not None:
+        (directory / "result.json").write_text(json.dumps(result))
+    return directory
+
+
+def report(tmp_path, *runs, **options):
+    return write_report(runs, tmp_path / "report.html", **options).read_text()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The report of one compression."""
+    folder = tmp_path_factory.mktemp("one")
+    return report(folder, make_run(folder / "small"))
+
+
+@pytest.fixture(scope="module")
+def figure():
+    return layer_map(SHAPE, FULL)
+
+
+def bars(figure):
+    """Kept bars of a map by axis."""
+    found = {}
+    for axes in figure.axes:
+        for patch in axes.patches:
+            if patch.get_gid():
+                found.setdefault(patch.get_gid(), []).append((patch.get_x(), patch.get_width()))
+    return found
+
+
+def texts(figure, title):
+    (axes,) = (axes for axes in figure.axes if axes.get_title(loc="left") == title)
+    return [text.get_text() for text in axes.texts]
+
+
+def test_every_bar_of_the_map_is_as_long_as_what_was_kept(figure):
+    drawn = bars(figure)
+    assert {name: [width for _, width in pieces] for name, pieces in drawn.items() if "groups" not in name} == {
+        "front.0.channels": [16],
+        "front.1.channels": [7],
+        "encoder.layers.0.attention.heads": [3],
+        "encoder.layers.0.feed_forward.neurons": [1001],
+        "encoder.layers.1.feed_forward.neurons": [0],
+    }
+    assert [left for left, _ in drawn["encoder.position.groups"]] == [0, 3]
+
+
+def test_the_map_says_the_numbers_and_names_a_removed_sublayer(figure):
+    assert texts(figure, "Convolution channels") == ["16 / 16", "7 / 16"]
+    assert texts(figure, "Positional groups") == ["2 / 4"]
+    assert texts(figure, "Attention heads") == ["3 / 4", "removed"]
+    assert texts(figure, "Feed-forward neurons") == ["1,001 / 4,096", "0 / 4,096"]
+
+
+def test_a_removed_sublayer_has_no_bar_at_all(figure):
+    (axes,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "Attention heads")
+    assert [round(patch.get_y() + patch.get_height() / 2) for patch in axes.patches] == [0, 0]
+
+
+def test_the_map_of_a_model_compressed_twice_names_what_the_first_time_removed():
+    full = {name: size for name, size in FULL.items() if not name.startswith("encoder.layers.1.attention")}
+    assert texts(layer_map(SHAPE, full), "Attention heads") == ["3 / 4", "gone before"]
+
+
+def test_the_map_takes_the_axes_of_any_family_in_the_order_of_the_layers():
+    full = {f"blocks.{layer}.gated_conv": 1 for layer in (0, 10, 2)}
+    assert texts(layer_map({**full, "blocks.2.gated_conv": 0}, full), "Gated conv") == ["1 / 1", "0 / 1", "1 / 1"]
+
+
+@pytest.mark.parametrize(("layers", "heads", "neurons"), [(12, 12, 3072), (24, 16, 4096)])
+def test_no_two_texts_of_the_map_of_a_published_model_overlap(layers, heads, neurons):
+    full = {f"front.{i}.channels": 512 for i in range(7)}
+    for i in range(layers):
+        full |= {f"layers.{i}.attention.heads": heads, f"layers.{i}.feed_forward.neurons": neurons}
+    figure = layer_map(full, full)
+    figure.draw_without_rendering()
+    boxes = [
+        text.get_window_extent()
+        for axes in figure.axes
+        for text in [*axes.texts, *axes.get_yticklabels(), axes.title]
+        if text.get_text()
+    ]
+    assert [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)] == []
+    assert min(box.x0 for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
+def test_a_compression_has_its_figures_each_with_a_label(text):
+    page = Reading(text)
+    assert page.texts["figcaption"] == COMPRESS_FIGURES
+    assert page.labels[1] == "small: Loss over 6 steps: loss minimised from 1 to 0.1, distillation from 0.5 to 0.5."
+    assert "Attention heads: 3 / 4; removed." in page.labels[0]
+    assert len(page.labels) == len(COMPRESS_FIGURES)
+    assert page.texts["text"].count("distil") == 5
+
+
+def test_the_headline_and_the_configuration_are_tables(text):
+    rows = Reading(text).rows
+    assert ["Parameters", "94.4 M", "23.6 M", "25.0%"] in rows
+    assert ["MACs per second of audio", "7.17 G", "2.00 G", "27.9%"] in rows
+    assert ["Removal error", "3.2e-07"] in rows
+    assert ["Expected kept before selection", "26.31%"] in rows
+    assert ["Time taken", "2.0 h"] in rows
+    assert ["keep", "params=0.5"] in rows
+
+
+def test_a_page_loads_nothing(text):
+    assert Reading(text).loads == []
+    assert "@import" not in text
+    assert "<script" not in text
+    assert "/somewhere/private" not in text
+
+
+def test_every_reference_inside_a_page_has_its_target(text):
+    references = set(re.findall(r'(?:xlink:href="|url\()#([^")]+)', text))
+    assert references
+    assert references - set(Reading(text).ids) == set()
+
+
+def test_every_colour_of_a_figure_follows_the_page(text):
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert re.findall(r"#[0-9a-f]{6}\b", drawn) == []
+
+
+def test_a_page_is_the_same_whenever_it_is_written(tmp_path):
+    run = make_run(tmp_path / "ssl", {"command": "pretrain"}, PRETRAIN_LOG, None)
+    assert report(tmp_path, run) == report(tmp_path, run)
+
+
+def test_a_pretraining_has_curves_for_every_stage_and_for_scalars_it_never_saw(tmp_path):
+    run = make_run(tmp_path / "ssl", {"command": "pretrain"}, PRETRAIN_LOG, {"seconds": 3.0})
+    assert Reading(report(tmp_path, run)).texts["figcaption"] == [
+        "Loss, stage front",
+        "Loss, stage masked",
+        "Accuracy, stage masked",
+        "Codebook use, stage masked",
+    ]
+
+
+def test_several_runs_are_compared_under_names_that_tell_them_apart(tmp_path):
+    first, second = make_run(tmp_path / "a" / "small"), make_run(tmp_path / "b" / "small")
+    third = make_run(tmp_path / "ssl", {"command": "pretrain"}, PRETRAIN_LOG, None)
+    page = Reading(report(tmp_path, first, second, third))
+    assert page.texts["caption"][0] == "Comparison"
+    compared = ["compress dphubert", "23.6 M", "25.0%", "2.00 G", "27.9%", "3.2e-07", "0.1", "2.0 h"]
+    assert page.rows[1:4] == [
+        [str(first), *compared],
+        [str(second), *compared],
+        ["ssl", "pretrain", "-", "-", "-", "-", "-", "4", "not finished"],
+    ]
+    assert page.texts["h2"] == [str(first), str(second), "ssl"]
+    assert sorted(set(page.ids)) == sorted(page.ids)
+
+
+def test_an_interval_is_shown_beside_its_value(tmp_path):
+    rows = [("teacher", (0.6634, 0.612, 0.71), 1234), ("words", (12.71, 11.0, 14.2), 0.12345)]
+    page = Reading(report(tmp_path, tables=[Table("Probe", ("Model", "Accuracy", "Clips"), rows, note="95 %")]))
+    assert page.rows == [
+        ["Model", "Accuracy", "Clips"],
+        ["teacher", "0.663 [0.612, 0.710]", "1,234"],
+        ["words", "12.7 [11.0, 14.2]", "0.1235"],
+    ]
+    assert page.scopes == ["col", "col", "col", "row", "row"]
+
+
+def test_markup_in_names_is_shown_not_obeyed(tmp_path):
+    evil = '<script>alert("1")</script>'
+    run = make_run(
+        tmp_path / "<b>'&",
+        {**COMPRESS, "model": evil, "config": {evil: evil}},
+        [{"stage": evil, "step": 1, "total_step": 1, evil: 1.0}],
+        None,
+    )
+    text = report(tmp_path, run, tables=[Table(evil, (evil,), [(evil,)], note=evil)], title=evil)
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert [evil, evil] in Reading(text).rows
+
+
+def test_a_table_whose_rows_do_not_fit_its_columns_is_refused():
+    with pytest.raises(ValueError, match="expected 2 cells a row"):
+        Table("Probe", ("Model", "Accuracy"), [("teacher",)])
+
+
+def test_an_unfinished_run_is_reported_as_far_as_it_came(tmp_path):
+    page = Reading(report(tmp_path, make_run(tmp_path / "small", lines=COMPRESS_LOG[:3], result=None)))
+    (state,) = (text for text in page.texts["p"] if "not finished" in text)
+    assert state.startswith("not finished: last logged was stage joint, step 3")
+    assert page.texts["figcaption"] == COMPRESS_FIGURES[1:]
+
+
+def test_a_broken_last_line_is_left_out_and_said(tmp_path, caplog):
+    run = make_run(tmp_path / "small", lines=COMPRESS_LOG[:3], result=None)
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"stage": "dist')
+    label = Reading(report(tmp_path, run)).labels[0]
+    assert label == "small: Loss over 3 steps: loss minimised from 1 to 0.3333, distillation from 0.5 to 0.5."
+    assert "the last line is broken" in caplog.text
+
+
+def test_a_broken_line_before_the_last_is_named(tmp_path):
+    run = make_run(tmp_path / "small")
+    log = (run / "log.jsonl").read_text().splitlines()
+    (run / "log.jsonl").write_text("\n".join([log[0], log[1][:20], *log[2:]]))
+    with pytest.raises(UserError, match=r"log\.jsonl, line 2: not JSON"):
+        report(tmp_path, run)
+
+
+@pytest.mark.parametrize("text", ["", '{"stage": "jo'])
+def test_a_run_that_logged_nothing_is_refused(tmp_path, text):
+    run = make_run(tmp_path / "small")
+    (run / "log.jsonl").write_text(text)
+    with pytest.raises(UserError, match="has logged nothing yet"):
+        report(tmp_path, run)
+
+
+def test_a_directory_that_is_no_run_is_refused_and_nothing_is_written(tmp_path):
+    good = make_run(tmp_path / "small")
+    with pytest.raises(UserError, match=r"holds no run \(no run\.json\)"):
+        report(tmp_path, good, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nothing to report"):
+        report(tmp_path)
+
+
+def test_a_directory_is_no_place_for_a_report(tmp_path):
+    with pytest.raises(UserError, match=r"is a directory; expected a file"):
+        write_report([make_run(tmp_path / "small")], tmp_path)
+
+
+def test_a_report_leaves_no_other_file_and_makes_the_folders_it_needs(tmp_path):
+    run = make_run(tmp_path / "ssl", {"command": "pretrain"}, PRETRAIN_LOG, None)
+    out = write_report([run], tmp_path / "a" / "b" / "report.html")
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]

@@ -1,0 +1,243 @@
+import pytest
+import torch
+from tiny import VARIANTS, audio, tiny_config, tiny_model
+from torch.nn import functional as F
+from transformers import HubertConfig, Wav2Vec2FeatureExtractor
+
+from diminuendo.errors import UserError
+from diminuendo.families import family_of, model_inputs
+from diminuendo.tasks import selfsupervised
+from diminuendo.tasks.selfsupervised import (
+    ClusterHead,
+    Clusters,
+    FrameGrid,
+    FrontEndObjective,
+    MaskedPrediction,
+    Scale,
+    cepstral_frames,
+    clusters_of,
+    fit_clusters,
+    fit_scale,
+    frame_grid,
+    layer_frames,
+    log_mel_frames,
+    span_mask,
+)
+
+EXTRACTOR = Wav2Vec2FeatureExtractor(do_normalize=True)
+GRID = FrameGrid(320, 400)
+DROPPING = {"hidden_dropout": 0.5, "layerdrop": 0.5, "mask_time_prob": 0.5, "mask_time_length": 2}
+
+
+def inputs_of(waveforms, lengths=None):
+    lengths = torch.full((len(waveforms),), waveforms.shape[1]) if lengths is None else torch.tensor(lengths)
+    return model_inputs(EXTRACTOR, waveforms, lengths)
+
+
+def clusters(num=7, dim=39, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Clusters(Scale(torch.zeros(dim), torch.ones(dim)), torch.randn(num, dim, generator=generator))
+
+
+def objective(model=None, features=None, **changes):
+    model = tiny_model() if model is None else model
+    features = (lambda inputs: cepstral_frames(inputs, GRID)) if features is None else features
+    return MaskedPrediction(
+        model, EXTRACTOR, features, clusters(), **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
+    ).train()
+
+
+def loss_of(module, waveforms, draw=0):
+    torch.manual_seed(draw)
+    lengths = torch.full((len(waveforms),), waveforms.shape[1])
+    return module(waveforms, lengths, 0, draw)
+
+
+def test_the_grid_of_huberts_front_end_has_a_frame_of_25_ms_every_20_ms():
+    assert frame_grid(HubertConfig()) == FrameGrid(320, 400, 16_000)
+
+
+def test_a_grid_has_as_many_frames_as_the_front_end_it_describes():
+    model = tiny_model(conv_kernel=[8, 5, 3, 2, 3, 2, 2], conv_stride=[4, 2, 3, 2, 1, 2, 1])
+    lengths = torch.arange(2_000, 2_400, 7)
+    assert torch.equal(frame_grid(model.config).counts(lengths), family_of(model).frame_lengths(model, lengths))
+
+
+@pytest.mark.parametrize("features", [log_mel_frames, cepstral_frames])
+def test_targets_have_as_many_frames_as_the_encoder(features):
+    inputs, model = inputs_of(audio(2, 6_123)), tiny_model()
+    assert features(inputs, GRID).shape[1] == family_of(model).hidden_states(model, inputs)[-1].shape[1]
+
+
+@pytest.mark.parametrize("features", [log_mel_frames, cepstral_frames])
+def test_padding_does_not_change_a_clips_targets(features):
+    clip = audio(1, 4_000)
+    padded = inputs_of(torch.cat([F.pad(clip, (0, 2_000)), audio(1, 6_000, seed=1)]), [4_000, 6_000])
+    alone = features(inputs_of(clip), GRID)
+    assert torch.allclose(features(padded, GRID)[:1, : alone.shape[1]], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [log_mel_frames, cepstral_frames])
+def test_autocast_does_not_change_targets(features):
+    inputs = inputs_of(audio())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = features(inputs, GRID)
+    assert torch.equal(under_autocast, features(inputs, GRID))
+
+
+def test_layer_frames_are_the_states_of_a_model_that_sees_everything():
+    model, inputs = tiny_model(), inputs_of(audio())
+    frames = layer_frames(model, inputs)
+    assert torch.equal(frames, family_of(model).hidden_states(model, inputs)[-1])
+    assert not frames.is_inference()
+
+
+def test_scaled_frames_have_mean_0_and_deviation_1_over_all_clips():
+    frames = torch.randn(500, 3) * torch.tensor([1.0, 5.0, 0.1]) + torch.tensor([3.0, 0.0, -2.0])
+    scaled = fit_scale(frames)(frames)
+    assert torch.allclose(scaled.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(scaled.std(0), torch.ones(3), atol=1e-5)
+
+
+def test_the_nearest_centre_is_the_one_at_the_smallest_distance():
+    found, frames = clusters(), torch.randn(2, 50, 39)
+    assert torch.equal(found.nearest(frames), torch.cdist(frames, found.centres).argmin(-1))
+
+
+def test_k_means_finds_the_centres_of_a_stream(monkeypatch):
+    monkeypatch.setattr(selfsupervised, "FRAMES_PER_FIT", 300)
+    truth = 10 * torch.eye(4)
+    stream = (truth[torch.arange(100) % 4] + 0.1 * torch.randn(100, 4) for _ in range(20))
+    found = fit_clusters(stream, 4, seed=0)
+    centres = found.centres * found.scale.deviation + found.scale.mean
+    assert torch.cdist(truth, centres).min(1).values.max() < 0.1
+
+
+def test_every_frame_of_a_stream_is_in_one_piece_and_pieces_are_bounded(monkeypatch):
+    monkeypatch.setattr(selfsupervised, "FRAMES_PER_FIT", 25)
+    stream = torch.arange(70).view(7, 10, 1)
+    pieces = list(selfsupervised._pieces(iter(stream)))
+    assert [len(piece) for piece in pieces] == [30, 30, 10]
+    assert torch.equal(torch.cat(pieces), stream.flatten(0, 1))
+
+
+def test_fewer_frames_than_clusters_is_the_users_error():
+    with pytest.raises(UserError, match="100 clusters of 30 frames"):
+        fit_clusters(iter([torch.randn(30, 4)]), 100, seed=0)
+
+
+def test_clusters_come_back_from_their_tensors():
+    found = fit_clusters(iter([torch.randn(200, 5)]), 3, seed=0)
+    again = clusters_of(found.tensors())
+    frames = torch.randn(1, 40, 5)
+    assert torch.equal(again.nearest(frames), found.nearest(frames))
+
+
+@pytest.mark.parametrize(("fraction", "span"), [(0.5, 10), (0.5, 1), (0.2, 5)])
+def test_the_asked_fraction_of_frames_is_masked(fraction, span):
+    generator = torch.Generator().manual_seed(0)
+    mask = span_mask(torch.full((2_000,), 50), 50, fraction, span, generator)
+    assert torch.allclose(mask.float().mean(0), torch.full((50,), fraction), atol=0.05)
+    assert abs(float(mask.float().mean()) - fraction) < 0.02
+
+
+def test_masked_frames_lie_in_whole_spans_unless_the_clip_cuts_them():
+    mask = span_mask(torch.tensor([300]), 300, 0.3, 6, torch.Generator().manual_seed(0))[0]
+    values, runs = torch.unique_consecutive(mask, return_counts=True)
+    assert all(run >= 6 for value, run in list(zip(values, runs, strict=True))[1:-1] if value)
+
+
+def test_frames_past_a_clips_end_are_never_masked():
+    mask = span_mask(torch.tensor([20, 5, 0]), 20, 0.9, 4, torch.Generator().manual_seed(0))
+    assert (mask[0, 5:].any(), mask[1, 5:].any(), mask[2].any()) == (True, False, False)
+
+
+def test_a_mask_depends_on_seed_and_draw_alone():
+    counts = torch.tensor([80, 80])
+    first = objective().mask(counts, 80, draw=5)
+    torch.manual_seed(99)
+    assert torch.equal(objective().mask(counts, 80, draw=5), first)
+    assert not torch.equal(objective().mask(counts, 80, draw=6), first)
+    assert not torch.equal(objective(seed=4).mask(counts, 80, draw=5), first)
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_an_encoder_sees_nothing_of_masked_frames(family, style):
+    model = tiny_model(family, style)
+    one, other = inputs_of(audio(seed=1)), inputs_of(audio(seed=2))
+    frames = family_of(model).hidden_states(model, one)[-1].shape[1]
+    masked = {"mask_time_indices": torch.ones(2, frames, dtype=torch.bool)}
+    states = [family_of(model).hidden_states(model, {**inputs, **masked})[-1] for inputs in (one, other)]
+    assert torch.equal(*states)
+    assert not torch.equal(states[0], family_of(model).hidden_states(model, one)[-1])
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_in_training_nothing_but_the_drawn_mask_is_random(family, style):
+    module = objective(tiny_model(family, style, **DROPPING))
+    torch.manual_seed(1)
+    first = module(audio(), torch.tensor([8_000, 8_000]), 0, 7)
+    torch.manual_seed(2)
+    assert torch.equal(module(audio(), torch.tensor([8_000, 8_000]), 0, 7)["loss"], first["loss"])
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_masked_prediction_trains_every_parameter(family, style):
+    module = objective(tiny_model(family, style))
+    loss_of(module, audio(4))["loss"].backward()
+    assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_loss_is_the_cross_entropy_of_masked_frames():
+    module, inputs = objective(), inputs_of(audio())
+    targets = module.clusters.nearest(cepstral_frames(inputs, GRID))
+    mask = module.mask(torch.tensor([24, 24]), 24, draw=2)
+    states = family_of(module.model).hidden_states(module.model, {**inputs, "mask_time_indices": mask})[-1]
+    losses = F.cross_entropy(module.head(states).transpose(1, 2), targets, reduction="none")
+    right = module.head(states).argmax(-1) == targets
+    scalars = loss_of(module, audio(), draw=2)
+    assert torch.allclose(scalars["loss"], losses[mask].mean())
+    assert torch.allclose(scalars["accuracy"], right[mask].float().mean())
+
+
+def test_a_batch_without_a_masked_frame_has_loss_0_and_finite_gradients():
+    module = objective(fraction=1e-9)
+    scalars = loss_of(module, audio(1, 500))
+    scalars["loss"].backward()
+    assert (scalars["loss"].item(), scalars["accuracy"].item()) == (0.0, 0.0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_logits_are_cosines_over_the_temperature():
+    head = ClusterHead(6, 4)
+    states = torch.randn(3, 6)
+    expected = F.cosine_similarity(head.projection(states)[:, None], head.embeddings[None], dim=-1) / 0.1
+    assert torch.allclose(head(states), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_the_warm_up_trains_the_front_end_alone(family, style):
+    model = tiny_model(family, style)
+    module = FrontEndObjective(model, EXTRACTOR, Scale(torch.zeros(80), torch.ones(80))).train()
+    loss_of(module, audio())["loss"].backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"feature_extractor", "feature_projection"}
+
+
+def test_the_warm_up_loss_is_the_mean_square_over_the_clips_own_frames():
+    model = tiny_model(style="large")
+    scale = Scale(torch.full((80,), -3.0), torch.full((80,), 2.0))
+    module = FrontEndObjective(model, EXTRACTOR, scale).train()
+    torch.nn.init.zeros_(module.head.weight)
+    torch.nn.init.zeros_(module.head.bias)
+    waveforms, lengths = audio(2, 6_000), [6_000, 3_000]
+    waveforms[1, 3_000:] = 0
+    target = scale(log_mel_frames(inputs_of(waveforms, lengths), GRID))
+    own = torch.cat([target[0], target[1, :9]])  # (3000 - 400) // 320 + 1
+    assert torch.allclose(module(waveforms, torch.tensor(lengths), 0, 0)["loss"], own.square().mean())
+
+
+def test_the_tiny_models_of_these_tests_drop_and_mask_in_training_mode():
+    assert tiny_config(**DROPPING).layerdrop == 0.5
+    model = tiny_model(**DROPPING).train()
+    assert not torch.equal(model(audio()).last_hidden_state, model(audio()).last_hidden_state)
