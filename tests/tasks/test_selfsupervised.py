@@ -9,18 +9,17 @@ from diminuendo.families import family_of, model_inputs
 from diminuendo.tasks import selfsupervised
 from diminuendo.tasks.selfsupervised import (
     ClusterHead,
-    Clusters,
     FrameGrid,
     FrontEndObjective,
     MaskedPrediction,
     Scale,
     cepstral_frames,
-    clusters_of,
     fit_clusters,
     fit_scale,
     frame_grid,
     layer_frames,
     log_mel_frames,
+    nearest,
     span_mask,
 )
 
@@ -34,16 +33,15 @@ def inputs_of(waveforms, lengths=None):
     return model_inputs(EXTRACTOR, waveforms, lengths)
 
 
-def clusters(num=7, dim=39, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Clusters(Scale(torch.zeros(dim), torch.ones(dim)), torch.randn(num, dim, generator=generator))
+def some_centres(num=7, dim=39):
+    return torch.randn(num, dim, generator=torch.Generator().manual_seed(0))
 
 
 def objective(model=None, features=None, **changes):
     model = tiny_model() if model is None else model
     features = (lambda inputs: cepstral_frames(inputs, GRID)) if features is None else features
     return MaskedPrediction(
-        model, EXTRACTOR, features, clusters(), **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
+        model, EXTRACTOR, features, some_centres(), **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
     ).train()
 
 
@@ -100,17 +98,15 @@ def test_scaled_frames_have_mean_0_and_deviation_1_over_all_clips():
 
 
 def test_the_nearest_centre_is_the_one_at_the_smallest_distance():
-    found, frames = clusters(), torch.randn(2, 50, 39)
-    assert torch.equal(found.nearest(frames), torch.cdist(frames, found.centres).argmin(-1))
+    centres, frames = some_centres(), torch.randn(2, 50, 39)
+    assert torch.equal(nearest(frames, centres), torch.cdist(frames, centres).argmin(-1))
 
 
 def test_k_means_finds_the_centres_of_a_stream(monkeypatch):
     monkeypatch.setattr(selfsupervised, "FRAMES_PER_FIT", 300)
     truth = 10 * torch.eye(4)
     stream = (truth[torch.arange(100) % 4] + 0.1 * torch.randn(100, 4) for _ in range(20))
-    found = fit_clusters(stream, 4, seed=0)
-    centres = found.centres * found.scale.deviation + found.scale.mean
-    assert torch.cdist(truth, centres).min(1).values.max() < 0.1
+    assert torch.cdist(truth, fit_clusters(stream, 4, seed=0)).min(1).values.max() < 0.1
 
 
 def test_every_frame_of_a_stream_is_in_one_piece_and_pieces_are_bounded(monkeypatch):
@@ -124,13 +120,6 @@ def test_every_frame_of_a_stream_is_in_one_piece_and_pieces_are_bounded(monkeypa
 def test_fewer_frames_than_clusters_is_the_users_error():
     with pytest.raises(UserError, match="100 clusters of 30 frames"):
         fit_clusters(iter([torch.randn(30, 4)]), 100, seed=0)
-
-
-def test_clusters_come_back_from_their_tensors():
-    found = fit_clusters(iter([torch.randn(200, 5)]), 3, seed=0)
-    again = clusters_of(found.tensors())
-    frames = torch.randn(1, 40, 5)
-    assert torch.equal(again.nearest(frames), found.nearest(frames))
 
 
 @pytest.mark.parametrize(("fraction", "span"), [(0.5, 10), (0.5, 1), (0.2, 5)])
@@ -190,7 +179,7 @@ def test_masked_prediction_trains_every_parameter(family, style):
 
 def test_the_loss_is_the_cross_entropy_of_masked_frames():
     module, inputs = objective(), inputs_of(audio())
-    targets = module.clusters.nearest(cepstral_frames(inputs, GRID))
+    targets = nearest(cepstral_frames(inputs, GRID), module.centres)
     mask = module.mask(torch.tensor([24, 24]), 24, draw=2)
     states = family_of(module.model).hidden_states(module.model, {**inputs, "mask_time_indices": mask})[-1]
     losses = F.cross_entropy(module.head(states).transpose(1, 2), targets, reduction="none")

@@ -46,6 +46,15 @@ def test_a_compression_meets_its_budget_and_its_model_loads(
     assert json.loads((tmp_path / "small" / "result.json").read_text())["params"] == result["params"]
 
 
+def test_bf16_compresses_and_the_removed_model_is_still_exact(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    result = compress(teacher_folder, audio_folder, tmp_path / "small", precision="bf16")
+    assert result["removal_error"] < 1e-4
+    model = diminuendo.load(tmp_path / "small")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 def test_a_recogniser_keeps_its_head_and_its_tokenizer(audio_folder: Path, tmp_path: Path) -> None:
     recogniser = tiny_model("wav2vec2", "large", ctc=True)
     save(recogniser, Wav2Vec2FeatureExtractor(), tmp_path / "asr")

@@ -120,8 +120,6 @@ def test_centres_and_class_embeddings_of_both_iterations_are_kept(finished):
         f"{iteration}.{name}": shape
         for iteration, dim in (("iteration_1", 39), ("iteration_2", 16))
         for name, shape in {
-            "mean": [dim],
-            "deviation": [dim],
             "centres": [5, dim],
             "projection.weight": [256, 16],
             "projection.bias": [256],

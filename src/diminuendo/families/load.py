@@ -1,15 +1,18 @@
 """Models from directories and from the hub, originals and compressed ones."""
 
+import json
 import logging
 import os
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, PreTrainedConfig, Wav2Vec2FeatureExtractor
 
 from diminuendo.errors import UserError
+from diminuendo.families.build import FORMAT
 from diminuendo.families.family import Model
 from diminuendo.families.registry import family_of_type
 
@@ -20,28 +23,46 @@ _MAY_BE_MISSING = ("masked_spec_embed",)
 
 
 def _config_dict(source: str) -> dict[str, Any]:
-    if Path(source).is_file():
+    directory = Path(source)
+    if directory.is_file():
         raise UserError(
             f"MODEL {source} is a file; expected a directory with config.json and model.safetensors, or a hub id"
         )
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise UserError(
-            f"MODEL {source} has no config.json; expected a directory written by save_pretrained or diminuendo"
-        )
+    if directory.is_dir():
+        return _local_config_dict(directory)
+    if source.startswith(("/", ".", "~")):
+        raise UserError(f"MODEL {source}: no such directory; expected one with config.json and model.safetensors")
     try:
         config, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"MODEL {source!r} is neither a model directory nor a model the hub gives ({_first_line(error)}); "
+            f"MODEL {source!r} is neither a directory nor a model the hub gives ({_reason(error)}); "
             "give a local directory, or a hub id where there is a network"
         ) from error
-    if not config.get("model_type"):
-        raise UserError(f"MODEL {source}: config.json names no model_type; expected a transformers model")
     return dict(config)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _local_config_dict(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"MODEL {directory} has no config.json; expected a directory written by save_pretrained or diminuendo"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"MODEL {directory}: config.json cannot be read as JSON ({_reason(error)}); copy it again"
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(
+            f"MODEL {directory}: config.json holds a {type(config).__name__}; expected an object with a model_type"
+        )
+    return config
+
+
+def _reason(error: BaseException) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 110, placeholder=" ...")
 
 
 def load(source: str | os.PathLike[str]) -> Model:
@@ -53,8 +74,12 @@ def load(source: str | os.PathLike[str]) -> Model:
     """
     source = os.fspath(source)
     values = _config_dict(source)
+    if not values.get("model_type"):
+        raise UserError(f"MODEL {source}: config.json names no model_type; expected a transformers model")
     family = family_of_type(str(values["model_type"]))
     is_ragged = values["model_type"] == family.ragged_model_type
+    if is_ragged:
+        _check_format(source, values)
     architecture = (values.get("architectures") or [""])[0]
     if architecture.endswith("ForCTC"):
         cls: Any = family.ragged_ctc_class if is_ragged else family.ctc_class
@@ -62,23 +87,38 @@ def load(source: str | os.PathLike[str]) -> Model:
         cls = family.ragged_encoder_class if is_ragged else family.encoder_class
     try:
         model, info = cls.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            trust_remote_code=False,
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # of nearly any type, for broken files
         raise UserError(
-            f"MODEL {source}: its weights cannot be read as a {values['model_type']} model ({_first_line(error)}); "
-            "expected complete model.safetensors beside config.json"
+            f"MODEL {source} cannot be opened as a {values['model_type']} model ({_reason(error)}); "
+            "expected a config.json with the complete model.safetensors that belongs to it"
         ) from error
     missing = [name for name in info["missing_keys"] if not name.endswith(_MAY_BE_MISSING)]
     if missing or info["mismatched_keys"]:
-        names = [*missing, *(str(key) for key in info["mismatched_keys"])]
+        names = sorted([*missing, *(name for name, *_ in info["mismatched_keys"])])
         raise UserError(
             f"MODEL {source}: {len(names)} tensors are missing or of another size (first: {names[0]}); "
             "expected the weights that belong to config.json"
         )
     if info["unexpected_keys"]:
-        log.info("%s: %d tensors are not used by %s", source, len(info["unexpected_keys"]), cls.__name__)
+        unused = sorted(info["unexpected_keys"])
+        log.warning("%s: %d tensors are not used by %s (first: %s)", source, len(unused), cls.__name__, unused[0])
     return model.eval()
+
+
+def _check_format(source: str, values: Mapping[str, Any]) -> None:
+    ours = values.get("diminuendo")
+    version = ours.get("format") if isinstance(ours, dict) else None
+    if version != FORMAT:
+        raise UserError(
+            f"MODEL {source}: its format is {version!r}, this diminuendo reads {FORMAT}; "
+            "use the version that its README names"
+        )
 
 
 def load_feature_extractor(source: str | os.PathLike[str]) -> Any:

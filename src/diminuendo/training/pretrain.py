@@ -26,7 +26,6 @@ from diminuendo.tasks.selfsupervised import (
     MaskedPrediction,
     Scale,
     cepstral_frames,
-    clusters_of,
     fit_clusters,
     fit_scale,
     frame_grid,
@@ -106,8 +105,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains the encoder that `name` describes (see `read_configuration`) on audio alone and writes it to `out`.
 
-    Beside the model, clusters.safetensors has for each iteration k-means' `centres` (of frames scaled by `mean` and
-    `deviation`) and the head's `projection` and class `embeddings`. The result has `params`, `steps` and the final
+    Beside the model, clusters.safetensors has for each iteration k-means' `centres`, and the head's `projection` and class
+    `embeddings`. The result has `params`, `steps` and the final
     `accuracy` on masked frames by stage, `skipped`, `seconds` and `out`; it is kept as result.json.
 
     Raises UserError for an unknown configuration, and for a directory that holds something else.
@@ -198,15 +197,15 @@ class _Stages:
         carried, config = self.trainer.carried, self.config
         kept = carried.setdefault(name, {})
         features = self._cepstra() if name == "iteration_1" else self._states(kept)
-        if "clusters" not in kept:
+        if "centres" not in kept:
             frames = self._frames(features, config.cluster_seconds)
-            kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()
+            kept["centres"] = fit_clusters(frames, config.num_clusters, config.seed)
         torch.manual_seed(config.seed + STAGES.index(name))
         objective = MaskedPrediction(
             self.model,
             self.extractor,
             features,
-            clusters_of(kept["clusters"]),
+            kept["centres"],
             fraction=config.masked,
             span=config.span,
             seed=config.seed + STAGES.index(name),
@@ -273,13 +272,12 @@ class _Stages:
             batches.close()
 
     def clusters(self) -> dict[str, Tensor]:
-        """Of each iteration: centres, their scale, and the head that learned to tell them."""
+        """Of each iteration: the centres, and the head that learned to tell them apart."""
         return {
-            f"{name}.{key}": value.contiguous()
+            f"{name}.{key}": value
             for name in STAGES[1:]
-            if name in self.trainer.carried
-            for part in ("clusters", "head")
-            for key, value in self.trainer.carried[name][part].items()
+            if (kept := self.trainer.carried.get(name))
+            for key, value in {"centres": kept["centres"], **kept["head"]}.items()
         }
 
 

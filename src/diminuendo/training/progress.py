@@ -1,6 +1,5 @@
 """What a person sees of a long run (on standard error), and what TensorBoard gets."""
 
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class StageProgress:
@@ -33,7 +32,7 @@ class StageProgress:
         self.task = self.bar.add_task(name, total=steps, completed=done, state="")
         self.writer = SummaryWriter(str(tensorboard)) if tensorboard is not None else None
         self.first = done
-        self.started = time.monotonic()
+        self.started = self.next_line = time.monotonic()
 
     def __enter__(self) -> "StageProgress":
         self.bar.start()
@@ -51,7 +50,9 @@ class StageProgress:
         """Shows the values of an interval that ends with `step` steps done."""
         text = describe(values)
         self.bar.update(self.task, state=text)
-        if not self.quiet and not self.console.is_terminal:
+        now = time.monotonic()
+        if not self.quiet and not self.console.is_terminal and (now > self.next_line or step == self.steps):
+            self.next_line = now + SECONDS_BETWEEN_LINES
             each = (time.monotonic() - self.started) / max(1, step - self.first)
             left = duration_text(each * (self.steps - step))
             self.console.print(f"{self.name} {step}/{self.steps}  {text}  {left} left", highlight=False, soft_wrap=True)
