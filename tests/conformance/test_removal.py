@@ -110,18 +110,33 @@ def test_removing_members_equals_gating_them_everywhere(family: str, style: str,
     check(family, style, kind, edge)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"conv_pos_batch_norm": True},
-        {"feat_proj_layer_norm": False},
-        {"num_conv_pos_embeddings": 7},
-    ],
-    ids=str,
-)
-def test_removing_equals_gating_in_the_variants_of_hubert(changes: dict[str, Any]) -> None:
-    check("hubert", "base", "groups", "some", **changes)
-    check("hubert", "base", "channels", "some", **changes)
+# Mixed styles exist: mHuBERT-147 has the batch norm, wav2vec2-large-960h the group norm at the large width.
+MIXED: list[tuple[str, str, dict[str, Any]]] = [
+    ("hubert", "base", {"conv_pos_batch_norm": True}),
+    ("hubert", "base", {"feat_proj_layer_norm": False}),
+    ("hubert", "base", {"num_conv_pos_embeddings": 7}),
+    ("wav2vec2", "base", {"do_stable_layer_norm": True}),
+    ("wav2vec2", "large", {"do_stable_layer_norm": False}),
+    ("wav2vec2", "large", {"adapter_attn_dim": 6}),
+    ("wav2vec2", "large", {"add_adapter": True, "output_hidden_size": 24}),
+    ("unispeech-sat", "base", {"conv_bias": True, "num_hidden_layers": 1}),
+]
+
+
+@pytest.mark.parametrize(("family", "style", "changes"), MIXED, ids=str)
+def test_removing_equals_gating_in_mixed_styles(family: str, style: str, changes: dict[str, Any]) -> None:
+    for kind, edge in [("groups", "some"), ("channels", "some"), ("channels", "everything that may")]:
+        check(family, style, kind, edge, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "style", "changes"), MIXED, ids=str)
+def test_removing_equals_gating_in_mixed_styles_everywhere(
+    family: str, style: str, changes: dict[str, Any], kind: str, edge: str
+) -> None:
+    check(family, style, kind, edge, **changes)
 
 
 @pytest.mark.parametrize("style", ["base", "large"])

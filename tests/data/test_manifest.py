@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, MonoCut
 
-from diminuendo.data.manifest import SharCuts, read_cuts, split_of, total_seconds
+from diminuendo.data.manifest import ALL, SharCuts, read_cuts, split_of, total_seconds
 from diminuendo.errors import UserError
 
 
@@ -243,6 +243,7 @@ def test_a_folder_gives_all_audio_below_it(tmp_path: Path) -> None:
         (["train", "test", "train"], None, "train", [0, 2]),
         (["train", "test", "train"], None, "test", [1]),
         (["train", "test", "dev"], "dev", "train", [2]),
+        (["train", "test", None], ALL, "train", [0, 1, 2]),
         ([None, None, ""], None, "train", [0, 1, 2]),
         ([None, "train", "dev"], None, "train", [1]),
     ],

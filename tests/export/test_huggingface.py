@@ -1,6 +1,7 @@
 """Saving, and loading with and without this package."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 import diminuendo
 from conformance.test_removal import gated_and_removed
@@ -91,8 +92,11 @@ def test_plain_loading_without_remote_code_fails_clearly(name: str, tmp_path: Pa
 
 def test_a_head_that_we_do_not_offer_fails_instead_of_falling_back(tmp_path: Path) -> None:
     save(compressed("hubert", "base"), Wav2Vec2FeatureExtractor(), tmp_path)
-    code = "import sys, transformers as t; t.AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)"
-    assert run(code, tmp_path).returncode != 0
+    auto = "transformers.AutoModelForSequenceClassification"
+    code = f"import sys, transformers; {auto}.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    result = run(code, tmp_path)
+    assert result.returncode != 0
+    assert "AutoModelForSequenceClassification" in result.stderr
 
 
 def test_what_travels_is_a_verbatim_copy(tmp_path: Path) -> None:
@@ -112,3 +116,93 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     save(compressed("hubert", "base"), Wav2Vec2FeatureExtractor(), tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".py"}
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "diminuendo_hubert"
+
+
+RESAVE = """
+import sys
+sys.modules["diminuendo"] = None  # importing it raises
+from transformers import AutoFeatureExtractor, AutoModelForCTC
+model = AutoModelForCTC.from_pretrained(sys.argv[1], trust_remote_code=True)
+model.save_pretrained(sys.argv[2])
+AutoFeatureExtractor.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
+again = AutoModelForCTC.from_pretrained(sys.argv[2], trust_remote_code=True)
+assert again.config.diminuendo == model.config.diminuendo
+"""
+
+
+def test_a_model_saved_again_by_transformers_keeps_loading(tmp_path: Path) -> None:
+    model = compressed("wav2vec2", "large", ctc=True)
+    save(model, Wav2Vec2FeatureExtractor(), tmp_path / "small")
+    result = run(RESAVE, tmp_path / "small", tmp_path / "again")
+    assert result.returncode == 0, result.stderr[-2000:]
+    loaded = diminuendo.load(tmp_path / "again")
+    assert torch.equal(output(loaded), output(model))
+    loaded.save_pretrained(tmp_path / "third")
+    assert torch.equal(output(diminuendo.load(tmp_path / "third")), output(model))
+    plain = run("import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])", tmp_path / "again")
+    assert plain.returncode != 0
+
+
+def processor(directory: Path) -> Any:
+    directory.mkdir()
+    letters = ["<pad>", "<unk>", "|", *"abcdefgh"]
+    (directory / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(directory / "vocab.json"), pad_token="<pad>", unk_token="<unk>")
+    return Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer)
+
+
+def test_a_recognisers_tokenizer_travels_and_decodes_the_same(tmp_path: Path) -> None:
+    original = processor(tmp_path / "original")
+    original.save_pretrained(tmp_path / "original")
+    model = compressed("hubert", "base", ctc=True)
+    save(model, Wav2Vec2FeatureExtractor(), tmp_path / "small", tokenizer_of=str(tmp_path / "original"))
+    travelled = Wav2Vec2Processor.from_pretrained(tmp_path / "small")
+    tokens = output(model).argmax(-1)
+    assert travelled.batch_decode(tokens) == original.batch_decode(tokens)
+
+
+def test_an_encoder_takes_no_tokenizer_along(tmp_path: Path) -> None:
+    processor(tmp_path / "original").save_pretrained(tmp_path / "original")
+    encoder = compressed("hubert", "base")
+    save(encoder, Wav2Vec2FeatureExtractor(), tmp_path / "small", tokenizer_of=str(tmp_path / "original"))
+    assert not (tmp_path / "small" / "vocab.json").exists()
+
+
+@pytest.mark.parametrize("source", ["someone/not-in-the-cache", "/gone/since/then"])
+def test_a_tokenizer_that_cannot_be_reached_does_not_lose_the_model(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = compressed("hubert", "base", ctc=True)
+    save(model, Wav2Vec2FeatureExtractor(), tmp_path, tokenizer_of=source)
+    assert torch.equal(output(diminuendo.load(tmp_path)), output(model))
+
+
+def test_the_model_card_is_written(tmp_path: Path) -> None:
+    save(compressed("hubert", "base"), Wav2Vec2FeatureExtractor(), tmp_path, card="# A card")
+    assert (tmp_path / "README.md").read_text() == "# A card"
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["into an empty directory", "over an older model"])
+def test_a_kill_while_saving_leaves_no_directory_that_looks_complete(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compressed("hubert", "base")
+    if before:
+        save(compressed("hubert", "large"), Wav2Vec2FeatureExtractor(), tmp_path)
+    replace, moved = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(Path(target).name)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diminuendo.export.huggingface.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(model, Wav2Vec2FeatureExtractor(), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    save(model, Wav2Vec2FeatureExtractor(), tmp_path)  # what was left is in nobody's way
+    assert torch.equal(output(diminuendo.load(tmp_path)), output(model))
+    assert not (tmp_path / ".saving").exists()

@@ -6,20 +6,12 @@ import pytest
 
 from diminuendo.errors import UserError
 from diminuendo.report import Table, layer_map, write_report
+from diminuendo.report.curves import Curves, draw_curves
 
-FULL = {
-    "front.0.channels": 16,
-    "front.1.channels": 16,
-    "encoder.position.groups": [0, 1, 2, 3],
-    "encoder.layers.0.attention": 1,
-    "encoder.layers.0.attention.heads": 4,
-    "encoder.layers.0.feed_forward": 1,
-    "encoder.layers.0.feed_forward.neurons": 4096,
-    "encoder.layers.1.attention": 1,
-    "encoder.layers.1.attention.heads": 4,
-    "encoder.layers.1.feed_forward": 1,
-    "encoder.layers.1.feed_forward.neurons": 4096,
-}
+FULL = {"front.0.channels": 16, "front.1.channels": 16, "encoder.position.groups": [0, 1, 2, 3]}
+for name in ("encoder.layers.0", "encoder.layers.1"):
+    FULL |= {f"{name}.attention": 1, f"{name}.attention.heads": 4}
+    FULL |= {f"{name}.feed_forward": 1, f"{name}.feed_forward.neurons": 4096}
 SHAPE = {
     **FULL,
     "front.1.channels": 7,
@@ -178,7 +170,7 @@ def test_the_map_takes_the_axes_of_any_family_in_the_order_of_the_layers():
 
 
 @pytest.mark.parametrize(("layers", "heads", "neurons"), [(12, 12, 3072), (24, 16, 4096)])
-def test_no_two_texts_of_the_map_of_a_published_model_overlap(layers, heads, neurons):
+def test_nothing_overlaps_in_the_map_of_a_published_model(layers, heads, neurons):
     full = {f"front.{i}.channels": 512 for i in range(7)}
     for i in range(layers):
         full |= {f"layers.{i}.attention.heads": heads, f"layers.{i}.feed_forward.neurons": neurons}
@@ -190,6 +182,8 @@ def test_no_two_texts_of_the_map_of_a_published_model_overlap(layers, heads, neu
         for text in [*axes.texts, *axes.get_yticklabels(), axes.title]
         if text.get_text()
     ]
+    bars = [patch.get_window_extent() for axes in figure.axes for patch in axes.patches]
+    assert [(a, b) for a in boxes for b in bars if a.overlaps(b)] == []
     assert [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)] == []
     assert min(box.x0 for box in boxes) >= 0
     assert max(box.x1 for box in boxes) <= figure.bbox.x1
@@ -204,6 +198,15 @@ def test_a_compression_has_its_figures_each_with_a_label(text):
     assert page.texts["text"].count("distil") == 5
 
 
+def test_curves_go_through_what_was_logged_and_mark_where_a_stage_ends():
+    (axes,) = draw_curves(Curves("Loss", ("loss", "distillation")), COMPRESS_LOG).axes
+    loss, distillation, boundary = axes.lines
+    assert loss.get_xydata().tolist() == [[line["total_step"], line["loss"]] for line in COMPRESS_LOG]
+    assert distillation.get_xydata().tolist() == [[step, 0.5] for step in (1, 2, 3, 4)]
+    assert list(boundary.get_xdata()) == [4, 4]
+    assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("joint", 0), ("distil", 4)]
+
+
 def test_the_headline_and_the_configuration_are_tables(text):
     rows = Reading(text).rows
     assert ["Parameters", "94.4 M", "23.6 M", "25.0%"] in rows
@@ -216,9 +219,7 @@ def test_the_headline_and_the_configuration_are_tables(text):
 
 def test_a_page_loads_nothing(text):
     assert Reading(text).loads == []
-    assert "@import" not in text
-    assert "<script" not in text
-    assert "/somewhere/private" not in text
+    assert [bad for bad in ("@import", "<script", "/somewhere/private") if bad in text] == []
 
 
 def test_every_reference_inside_a_page_has_its_target(text):
@@ -238,8 +239,10 @@ def test_a_page_is_the_same_whenever_it_is_written(tmp_path):
 
 
 def test_a_pretraining_has_curves_for_every_stage_and_for_scalars_it_never_saw(tmp_path):
-    run = make_run(tmp_path / "ssl", {"command": "pretrain"}, PRETRAIN_LOG, {"seconds": 3.0})
-    assert Reading(report(tmp_path, run)).texts["figcaption"] == [
+    identity = {"command": "pretrain", "model": {"width": 192}}
+    page = Reading(report(tmp_path, make_run(tmp_path / "ssl", identity, PRETRAIN_LOG, {"seconds": 3.0})))
+    assert page.rows[-1] == ["model.width", "192"]
+    assert page.texts["figcaption"] == [
         "Loss, stage front",
         "Loss, stage masked",
         "Accuracy, stage masked",
@@ -250,15 +253,18 @@ def test_a_pretraining_has_curves_for_every_stage_and_for_scalars_it_never_saw(t
 def test_several_runs_are_compared_under_names_that_tell_them_apart(tmp_path):
     first, second = make_run(tmp_path / "a" / "small"), make_run(tmp_path / "b" / "small")
     third = make_run(tmp_path / "ssl", {"command": "pretrain"}, PRETRAIN_LOG, None)
-    page = Reading(report(tmp_path, first, second, third))
+    fourth = make_run(tmp_path / "fixed", {"command": "distil"}, PRETRAIN_LOG, {"params": 2_450_000})
+    page = Reading(report(tmp_path, first, second, third, fourth))
     assert page.texts["caption"][0] == "Comparison"
     compared = ["compress dphubert", "23.6 M", "25.0%", "2.00 G", "27.9%", "3.2e-07", "0.1", "2.0 h"]
-    assert page.rows[1:4] == [
+    assert page.rows[1:5] == [
         [str(first), *compared],
         [str(second), *compared],
         ["ssl", "pretrain", "-", "-", "-", "-", "-", "4", "not finished"],
+        ["fixed", "distil", "2.45 M", "-", "-", "-", "-", "4", "-"],
     ]
-    assert page.texts["h2"] == [str(first), str(second), "ssl"]
+    assert ["Parameters", "2,450,000"] in page.rows
+    assert page.texts["h2"] == [str(first), str(second), "ssl", "fixed"]
     assert sorted(set(page.ids)) == sorted(page.ids)
 
 
@@ -275,12 +281,8 @@ def test_an_interval_is_shown_beside_its_value(tmp_path):
 
 def test_markup_in_names_is_shown_not_obeyed(tmp_path):
     evil = '<script>alert("1")</script>'
-    run = make_run(
-        tmp_path / "<b>'&",
-        {**COMPRESS, "model": evil, "config": {evil: evil}},
-        [{"stage": evil, "step": 1, "total_step": 1, evil: 1.0}],
-        None,
-    )
+    identity = {**COMPRESS, "model": evil, "config": {evil: evil}}
+    run = make_run(tmp_path / "<b>'&", identity, [{"stage": evil, "step": 1, "total_step": 1, evil: 1.0}], None)
     text = report(tmp_path, run, tables=[Table(evil, (evil,), [(evil,)], note=evil)], title=evil)
     assert "<script" not in text
     assert "<b>" not in text

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny import VARIANTS, audio, tiny_config, tiny_model
 from torch.nn import functional as F
 from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 
@@ -9,19 +8,21 @@ from diminuendo.families import family_of, model_inputs
 from diminuendo.tasks import selfsupervised
 from diminuendo.tasks.selfsupervised import (
     ClusterHead,
+    Clusters,
     FrameGrid,
     FrontEndObjective,
     MaskedPrediction,
     Scale,
     cepstral_frames,
+    clusters_of,
     fit_clusters,
     fit_scale,
     frame_grid,
     layer_frames,
     log_mel_frames,
-    nearest,
     span_mask,
 )
+from tiny import VARIANTS, audio, tiny_config, tiny_model
 
 EXTRACTOR = Wav2Vec2FeatureExtractor(do_normalize=True)
 GRID = FrameGrid(320, 400)
@@ -33,15 +34,17 @@ def inputs_of(waveforms, lengths=None):
     return model_inputs(EXTRACTOR, waveforms, lengths)
 
 
-def some_centres(num=7, dim=39):
-    return torch.randn(num, dim, generator=torch.Generator().manual_seed(0))
+def some_clusters(num=7, dim=39):
+    generator = torch.Generator().manual_seed(0)
+    scale = Scale(torch.randn(dim, generator=generator), torch.rand(dim, generator=generator) + 0.5)
+    return Clusters(scale, torch.randn(num, dim, generator=generator))
 
 
 def objective(model=None, features=None, **changes):
     model = tiny_model() if model is None else model
     features = (lambda inputs: cepstral_frames(inputs, GRID)) if features is None else features
     return MaskedPrediction(
-        model, EXTRACTOR, features, some_centres(), **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
+        model, EXTRACTOR, features, some_clusters(), **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
     ).train()
 
 
@@ -98,15 +101,30 @@ def test_scaled_frames_have_mean_0_and_deviation_1_over_all_clips():
 
 
 def test_the_nearest_centre_is_the_one_at_the_smallest_distance():
-    centres, frames = some_centres(), torch.randn(2, 50, 39)
-    assert torch.equal(nearest(frames, centres), torch.cdist(frames, centres).argmin(-1))
+    clusters, frames = some_clusters(), torch.randn(2, 50, 39)
+    scaled = (frames - clusters.scale.mean) / clusters.scale.deviation
+    assert torch.equal(clusters.nearest(frames), torch.cdist(scaled, clusters.centres).argmin(-1))
 
 
 def test_k_means_finds_the_centres_of_a_stream(monkeypatch):
     monkeypatch.setattr(selfsupervised, "FRAMES_PER_FIT", 300)
     truth = 10 * torch.eye(4)
     stream = (truth[torch.arange(100) % 4] + 0.1 * torch.randn(100, 4) for _ in range(20))
-    assert torch.cdist(truth, fit_clusters(stream, 4, seed=0)).min(1).values.max() < 0.1
+    clusters = fit_clusters(stream, 4, seed=0)
+    centres = clusters.centres * clusters.scale.deviation + clusters.scale.mean
+    assert torch.cdist(truth, centres).min(1).values.max() < 0.1
+
+
+def test_clusters_come_back_from_their_tensors():
+    clusters, frames = fit_clusters(iter([torch.randn(200, 5)]), 3, seed=0), torch.randn(1, 40, 5)
+    assert torch.equal(clusters_of(clusters.tensors()).nearest(frames), clusters.nearest(frames))
+
+
+def test_loudness_weighs_no_more_than_another_dimension():
+    louder = torch.tensor([100.0, 1.0, 1.0])
+    frames = torch.randn(400, 3)
+    labels = [fit_clusters(iter([frames * scale]), 8, seed=0).nearest(frames * scale) for scale in (1.0, louder)]
+    assert torch.equal(*labels)
 
 
 def test_every_frame_of_a_stream_is_in_one_piece_and_pieces_are_bounded(monkeypatch):
@@ -179,7 +197,7 @@ def test_masked_prediction_trains_every_parameter(family, style):
 
 def test_the_loss_is_the_cross_entropy_of_masked_frames():
     module, inputs = objective(), inputs_of(audio())
-    targets = nearest(cepstral_frames(inputs, GRID), module.centres)
+    targets = module.clusters.nearest(cepstral_frames(inputs, GRID))
     mask = module.mask(torch.tensor([24, 24]), 24, draw=2)
     states = family_of(module.model).hidden_states(module.model, {**inputs, "mask_time_indices": mask})[-1]
     losses = F.cross_entropy(module.head(states).transpose(1, 2), targets, reduction="none")

@@ -1,6 +1,7 @@
 """A directory that `diminuendo.load` and transformers both open."""
 
 import inspect
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ from transformers.utils import cached_file
 
 from diminuendo.families import Model, family_of
 from diminuendo.families.family import Family
+
+log = logging.getLogger(__name__)
 
 # What a recogniser's directory holds beside weights, configuration and feature extractor.
 _TOKENIZER_FILES = (
@@ -56,12 +59,21 @@ def save(
     model.save_pretrained(staging)
     extractor.save_pretrained(staging)
     if tokenizer_of is not None and isinstance(model, family.ctc_class | family.ragged_ctc_class):
-        for name in _TOKENIZER_FILES:
-            found = cached_file(tokenizer_of, name, _raise_exceptions_for_missing_entries=False)
-            if found is not None:
-                shutil.copyfile(found, staging / name)
+        _copy_tokenizer(tokenizer_of, staging)
     if card is not None:
         (staging / "README.md").write_text(card)
+    (directory / "config.json").unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, directory / path.name)
     staging.rmdir()
+
+
+def _copy_tokenizer(source: str, directory: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        try:
+            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        except Exception as error:  # gone or out of reach by now: no reason to lose what training made
+            log.warning("the tokenizer of %s is not taken along: %s", source, error)
+            return
+        if found is not None:
+            shutil.copyfile(found, directory / name)

@@ -95,8 +95,8 @@ def load(source: str | os.PathLike[str]) -> Model:
         )
     except Exception as error:  # of nearly any type, for broken files
         raise UserError(
-            f"MODEL {source} cannot be opened as a {values['model_type']} model ({_reason(error)}); "
-            "expected a config.json with the complete model.safetensors that belongs to it"
+            f"MODEL {source}: its configuration or weights cannot be read as a {values['model_type']} model "
+            f"({_reason(error)}); expected a config.json with the complete model.safetensors that belongs to it"
         ) from error
     missing = [name for name in info["missing_keys"] if not name.endswith(_MAY_BE_MISSING)]
     if missing or info["mismatched_keys"]:
@@ -117,7 +117,7 @@ def _check_format(source: str, values: Mapping[str, Any]) -> None:
     if version != FORMAT:
         raise UserError(
             f"MODEL {source}: its format is {version!r}, this diminuendo reads {FORMAT}; "
-            "use the version that its README names"
+            "use the version of diminuendo that wrote it"
         )
 
 

@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 
 _SIZES = {"params": "Parameters", "macs_per_second": "MACs per second of audio"}
 # In sections of their own, or of no use on another machine.
-_ELSEWHERE = {*_SIZES, "shape", "full_shape", "out"}
+_ELSEWHERE = {"shape", "full_shape", "out"}
 _FACTS = {
+    **_SIZES,
     "removal_error": "Removal error",
     "expected_before_selection": "Expected kept before selection",
     "seconds": "Time taken",
@@ -86,8 +87,11 @@ def _comparison(runs: Sequence[LoggedRun]) -> Table:
     return Table("Comparison", columns, rows)
 
 
-def _after(size: Mapping[str, float] | None) -> tuple[Cell, Cell]:
-    return ("-", "-") if size is None else (_amount(size["student"]), f"{size['kept']:.1%}")
+def _after(size: Mapping[str, float] | float | None) -> tuple[Cell, Cell]:
+    """A size and what it is of the one before; a run that made nothing smaller has one size."""
+    if isinstance(size, dict):
+        return _amount(size["student"]), f"{size['kept']:.1%}"
+    return (_amount(size) if isinstance(size, int | float) else "-"), "-"
 
 
 def _section(run: LoggedRun) -> str:
@@ -99,9 +103,13 @@ def _section(run: LoggedRun) -> str:
     headline = map(table_html, (*_headline(result or {}), _facts(run)))
     parts.append(f'<div class="grid">\n<div>{"".join(headline)}</div>{_map(run)}</div>\n')
     parts.append(f'<div class="grid">\n{"".join(_curves(run))}</div>\n')
-    config = run.identity.get("config")
-    if config:
-        settings = [(name, "default" if value is None else _text(value)) for name, value in config.items()]
+    settings = [
+        (name if key == "config" else f"{key}.{name}", "default" if value is None else _text(value))
+        for key, values in run.identity.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    ]
+    if settings:
         parts.append(table_html(Table("Configuration", ("Setting", "Value"), settings)))
     return "".join([*parts, "</section>\n"])
 
@@ -110,7 +118,7 @@ def _headline(result: Mapping[str, Any]) -> Iterator[Table]:
     rows = [
         (title, _amount(size["teacher"]), _amount(size["student"]), f"{size['kept']:.1%}")
         for key, title in _SIZES.items()
-        if (size := result.get(key))
+        if isinstance(size := result.get(key), dict)
     ]
     if rows:
         yield Table("Size", ("Measure", "Before", "After", "Kept"), rows)
@@ -119,9 +127,10 @@ def _headline(result: Mapping[str, Any]) -> Iterator[Table]:
 def _facts(run: LoggedRun) -> Table:
     """All that result and run say of themselves in a word or a number."""
     result = run.result or {}
-    found = {key: _fact(key, value) for key, value in result.items() if key not in _ELSEWHERE}
+    sized = {key for key in _SIZES if isinstance(result.get(key), dict)}
+    found = {key: _fact(key, value) for key, value in result.items() if key not in _ELSEWHERE | sized}
     found |= {} if run.result is None else {"finished": f"{run.written:%Y-%m-%d %H:%M} UTC"}
-    found |= {key: _text(value) for key, value in run.identity.items() if key not in ("config", *found)}
+    found |= {key: _text(value) for key, value in run.identity.items() if not isinstance(value, dict)}
     rows = [(_FACTS.get(key, key.replace("_", " ").capitalize()), value) for key, value in found.items()]
     return Table("Run", ("Fact", "Value"), rows)
 

@@ -1,6 +1,6 @@
 """The shape of a compressed model: kept members per axis, as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from diminuendo.structure.axis import Axis, Selection
 
@@ -17,8 +17,3 @@ def shape_of(axes: Sequence[Axis], selection: Selection | None = None) -> Shape:
         kept = range(axis.size) if selection is None else selection[axis.name].nonzero().flatten().tolist()
         shape[axis.name] = len(kept) if axis.positions is None else [axis.positions[member] for member in kept]
     return shape
-
-
-def kept_sizes(shape: Mapping[str, Kept]) -> dict[str, int]:
-    """The number of kept members per axis."""
-    return {name: kept if isinstance(kept, int) else len(kept) for name, kept in shape.items()}

@@ -8,7 +8,6 @@ import torch
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, family_of
-from diminuendo.profiling.count import count_parameters
 
 
 def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
@@ -25,7 +24,7 @@ def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
     for width in range(step, config.hidden_size + 1, step):
         candidate = thin_config(config, width)
         with torch.device("meta"):
-            size = count_parameters(_fresh(teacher, candidate))
+            size = sum(parameter.numel() for parameter in _fresh(teacher, candidate).parameters())
         if size > params:
             break
         fitting = candidate

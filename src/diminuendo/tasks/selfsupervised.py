@@ -28,7 +28,7 @@ NUM_BANDS = 80
 NUM_CEPSTRA = 13
 CLUSTER_DIM = 256  # of projected frames and class embeddings (HuBERT, section 3)
 TEMPERATURE = 0.1
-FRAMES_PER_FIT = 10_000  # the first piece of a stream also places the centres
+FRAMES_PER_FIT = 10_000  # the first piece of a stream also scales the frames and places the centres
 
 
 @dataclass(frozen=True)
@@ -104,25 +104,46 @@ def fit_scale(frames: Float[Tensor, "frames dim"]) -> Scale:
     return Scale(frames.mean(0), frames.std(0).clamp(min=1e-5))
 
 
-def nearest(frames: Float[Tensor, "*frames dim"], centres: Float[Tensor, "clusters dim"]) -> Int[Tensor, "*frames"]:
-    """The cluster of every frame: that of the closest centre."""
-    with torch.autocast(frames.device.type, enabled=False):
-        return (centres.square().sum(1) - 2 * frames.float() @ centres.T).argmin(-1)
+@dataclass(frozen=True)
+class Clusters:
+    """k-means centres of scaled frames: unscaled, loudness outweighs all other cepstra."""
+
+    scale: Scale
+    centres: Float[Tensor, "clusters dim"]
+
+    def nearest(self, frames: Float[Tensor, "*frames dim"]) -> Int[Tensor, "*frames"]:
+        """The cluster of every frame: that of the closest centre."""
+        with torch.autocast(frames.device.type, enabled=False):
+            centres = self.centres.to(frames.device)
+            distances: Tensor = centres.square().sum(1) - 2 * self.scale(frames.float()) @ centres.T
+        return distances.argmin(-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.scale.mean, "deviation": self.scale.deviation, "centres": self.centres}
 
 
-def fit_clusters(
-    stream: Iterable[Float[Tensor, "frames dim"]], num_clusters: int, seed: int
-) -> Float[Tensor, "clusters dim"]:
-    """The centres of mini-batch k-means in one pass over a stream, of which about FRAMES_PER_FIT frames are held.
+def clusters_of(tensors: Mapping[str, Tensor]) -> Clusters:
+    """The inverse of `Clusters.tensors`."""
+    return Clusters(Scale(tensors["mean"], tensors["deviation"]), tensors["centres"])
+
+
+def fit_clusters(stream: Iterable[Float[Tensor, "frames dim"]], num_clusters: int, seed: int) -> Clusters:
+    """Mini-batch k-means in one pass over a stream of frames, of which about FRAMES_PER_FIT at a time are held.
 
     Raises UserError if the stream has fewer frames than there are to be clusters.
     """
     kmeans = MiniBatchKMeans(num_clusters, random_state=seed, n_init=3)
+    scale = None
     for frames in _pieces(stream):
-        if len(frames) < num_clusters and not hasattr(kmeans, "cluster_centers_"):
-            raise UserError(f"{num_clusters} clusters of {len(frames)} frames: give more audio, or lower num_clusters")
-        kmeans.partial_fit(frames.numpy())
-    return torch.from_numpy(kmeans.cluster_centers_).float()
+        if scale is None:
+            if len(frames) < num_clusters:
+                raise UserError(
+                    f"{num_clusters} clusters of {len(frames)} frames: give more audio, or lower num_clusters"
+                )
+            scale = fit_scale(frames)
+        kmeans.partial_fit(scale(frames).numpy())
+    assert scale is not None
+    return Clusters(scale, torch.from_numpy(kmeans.cluster_centers_).float())
 
 
 def _pieces(stream: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -146,8 +167,8 @@ def span_mask(
     """
     start = 1 - (1 - fraction) ** (1 / span)
     starts = torch.rand(len(counts), frames + span - 1, generator=generator) < start
-    mask = starts.unfold(1, span, 1).any(-1)
-    return mask.to(counts.device) & (torch.arange(frames, device=counts.device) < counts[:, None])
+    mask: Tensor = starts.unfold(1, span, 1).any(-1).to(counts.device)
+    return mask & (torch.arange(frames, device=counts.device) < counts[:, None])
 
 
 class ClusterHead(nn.Module):
@@ -203,28 +224,25 @@ class FrontEndObjective(_Objective):
 class MaskedPrediction(_Objective):
     """Cross-entropy of the clusters of masked frames.
 
-    features, centres: what is clustered, and the clusters. The mask of a batch, a `fraction` of its frames in spans of
+    features: what was clustered. The mask of a batch, a `fraction` of its frames in spans of
     `span`, depends on `seed` and `draw` alone.
     """
-
-    centres: Tensor
 
     def __init__(
         self,
         model: Model,
         extractor: Any,
         features: FrameFeatures,
-        centres: Float[Tensor, "clusters dim"],
+        clusters: Clusters,
         *,
         fraction: float,
         span: int,
         seed: int,
     ) -> None:
         super().__init__(model, extractor)
-        self.features = features
-        self.register_buffer("centres", centres, persistent=False)
+        self.features, self.clusters = features, clusters
         self.fraction, self.span, self.seed = fraction, span, seed
-        self.head = ClusterHead(model.config.hidden_size, len(centres))
+        self.head = ClusterHead(model.config.hidden_size, len(clusters.centres))
 
     def mask(self, counts: Int[Tensor, " batch"], frames: int, draw: int) -> Bool[Tensor, "batch frames"]:
         # Torch's generator on the CPU takes 32 bits of a seed: mix, do not shift.
@@ -235,7 +253,7 @@ class MaskedPrediction(_Objective):
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
         """`loss` and `accuracy`, both over masked frames."""
         inputs = model_inputs(self.extractor, waveforms, lengths)
-        targets = nearest(self.features(inputs), self.centres)
+        targets = self.clusters.nearest(self.features(inputs))
         mask = self.mask(self.grid.counts(lengths), targets.shape[1], draw)
         states = family_of(self.model).hidden_states(self.model, {**inputs, "mask_time_indices": mask})
         logits, wanted = self.head(states[-1][mask]), targets[mask]

@@ -1,19 +1,14 @@
 """The model card: README.md of an output directory, with the figures of the run."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from diminuendo.training.pretrain import PretrainConfig
-    from diminuendo.training.two_stages import CompressConfig
+from typing import Any
 
 
-def compression_card(result: dict[str, Any], recipe: str, config: "CompressConfig", run_log: Path) -> str:
+def compression_card(result: Mapping[str, Any], recipe: str, config: Mapping[str, Any], run_log: Path) -> str:
     """Markdown with front matter as the hub reads it."""
     params, macs = result["params"], result["macs_per_second"]
     last = run_log.read_text().splitlines()[-1] if run_log.is_file() else ""
-    settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items())
     return f"""---
 library_name: transformers
 tags: [diminuendo, speech, compressed]
@@ -41,15 +36,11 @@ Last line of the training log: `{last}`
 
 Recipe `{recipe}`:
 
-| setting | value |
-| --- | --- |
-{settings}
-"""
+{_settings(config)}"""
 
 
-def pretraining_card(name: str, result: dict[str, Any], config: "PretrainConfig") -> str:
+def pretraining_card(name: str, result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Markdown with front matter as the hub reads it."""
-    settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items())
     accuracies = "\n".join(f"| {stage} | {value:.1%} |" for stage, value in result["accuracy"].items())
     return f"""---
 library_name: transformers
@@ -67,7 +58,9 @@ to predict clusters of masked frames (HuBERT).
     from transformers import AutoModel
     model = AutoModel.from_pretrained("this directory")
 
-| setting | value |
-| --- | --- |
-{settings}
-"""
+{_settings(config)}"""
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    rows = "".join(f"| {name} | {value} |\n" for name, value in config.items())
+    return f"| setting | value |\n| --- | --- |\n{rows}"

@@ -86,7 +86,7 @@ def compress(
     job.stages.second(trainer, removed)
     result = _result(job, removed, facts, out)
     if accelerator.is_main_process:
-        card = compression_card(result, recipe, config, run.log)
+        card = compression_card(result, recipe, asdict(config), run.log)
         save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
         run.finish(result | {"seconds": round(time.time() - started, 1)})
     accelerator.wait_for_everyone()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 
@@ -97,6 +98,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
         raise UserError(f"--device {config.device}: expected auto, cpu or cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that torch can use; give --device cpu")
+    AcceleratorState._reset_state()  # it keeps the precision of the process's last run, and refuses another
     return Accelerator(
         cpu=config.device == "cpu",
         mixed_precision="bf16" if config.precision == "bf16" else "no",

@@ -1,5 +1,6 @@
 """Self-supervised pretraining from random weights: a warm-up of the front end, then HuBERT's two iterations."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from diminuendo.tasks.selfsupervised import (
     MaskedPrediction,
     Scale,
     cepstral_frames,
+    clusters_of,
     fit_clusters,
     fit_scale,
     frame_grid,
@@ -105,9 +107,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains the encoder that `name` describes (see `read_configuration`) on audio alone and writes it to `out`.
 
-    Beside the model, clusters.safetensors has for each iteration k-means' `centres`, and the head's `projection` and class
-    `embeddings`. The result has `params`, `steps` and the final
-    `accuracy` on masked frames by stage, `skipped`, `seconds` and `out`; it is kept as result.json.
+    Beside the model, clusters.safetensors has for each iteration k-means' `centres` (of frames scaled by `mean` and
+    `deviation`), and the head's `projection` and class `embeddings`. The result has `params`, by stage the `steps` and
+    the final `accuracy` on masked frames, `skipped`, `seconds` and `out`; it is kept as result.json.
 
     Raises UserError for an unknown configuration, and for a directory that holds something else.
     """
@@ -133,7 +135,7 @@ def pretrain(
     }
     if accelerator.is_main_process:
         save_file(stages.clusters(), out / "clusters.safetensors")
-        save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, config))
+        save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, asdict(config)))
         run.finish(result | {"seconds": round(time.time() - started, 1)})
     accelerator.wait_for_everyone()
     return run.result or result
@@ -142,10 +144,11 @@ def pretrain(
 def _identity(name: str, model_config: Any, cuts: CutSet, config: PretrainConfig) -> dict[str, Any]:
     """What a checkpoint belongs to."""
     seconds = total_seconds(cuts)
+    shape = model_config.to_dict() | {"transformers_version": None}
     return {
         "command": "pretrain",
-        "name": name,
-        "model": model_config.to_diff_dict(),
+        "source": name,
+        "model_fingerprint": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16],
         "clips": None if cuts.is_lazy else len(cuts),
         "clip_seconds": None if seconds is None else round(seconds, 3),
         "config": asdict(config),
@@ -197,15 +200,15 @@ class _Stages:
         carried, config = self.trainer.carried, self.config
         kept = carried.setdefault(name, {})
         features = self._cepstra() if name == "iteration_1" else self._states(kept)
-        if "centres" not in kept:
+        if "clusters" not in kept:
             frames = self._frames(features, config.cluster_seconds)
-            kept["centres"] = fit_clusters(frames, config.num_clusters, config.seed)
+            kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()
         torch.manual_seed(config.seed + STAGES.index(name))
         objective = MaskedPrediction(
             self.model,
             self.extractor,
             features,
-            kept["centres"],
+            clusters_of(kept["clusters"]),
             fraction=config.masked,
             span=config.span,
             seed=config.seed + STAGES.index(name),
@@ -277,7 +280,7 @@ class _Stages:
             f"{name}.{key}": value
             for name in STAGES[1:]
             if (kept := self.trainer.carried.get(name))
-            for key, value in {"centres": kept["centres"], **kept["head"]}.items()
+            for key, value in (kept["clusters"] | kept["head"]).items()
         }
 
 

@@ -36,7 +36,7 @@ class CompressConfig:
     keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
     seconds_per_batch: of audio, for every process and accumulated batch. crop_to_shortest: crop a batch's clips to
     its shortest instead of padding them. layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
-    gate_learning_rate: also the multipliers'; None for 0.02, more in runs so short that gates could not close.
+    gate_learning_rate, multiplier_learning_rate: None for 0.02, more in runs so short that gates could not close.
     warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start.
     """
 
@@ -56,6 +56,7 @@ class CompressConfig:
     learning_rate: float = 2e-4
     distil_learning_rate: float = 1e-4
     gate_learning_rate: float | None = None
+    multiplier_learning_rate: float | None = None
     weight_decay: float = 0.01
     warm_up: float = 0.3
     distil_warm_up: float = 0.2
@@ -81,9 +82,15 @@ class CompressConfig:
 
     @property
     def gate_rate(self) -> float:
-        # From the start to a shut gate log_alpha has some 6 to go, the multipliers have to grow first, and Adam moves
-        # by at most the learning rate a step: at 40 / steps the way takes about a quarter of the run.
-        return max(0.02, 40.0 / self.steps) if self.gate_learning_rate is None else self.gate_learning_rate
+        # From the start to a shut gate log_alpha has some 6 to go, and Adam moves by at most the learning rate a step:
+        # at 100 / steps that takes as long as the target's ramp, so gates can follow it.
+        return max(0.02, 100.0 / self.steps) if self.gate_learning_rate is None else self.gate_learning_rate
+
+    @property
+    def multiplier_rate(self) -> float:
+        # The loss rises by less than 1 while most of a model goes, so a price of about 1 for all of it is enough. More
+        # drives all gates shut before the loss could tell them apart.
+        return max(0.02, 6.0 / self.steps) if self.multiplier_learning_rate is None else self.multiplier_learning_rate
 
     def batch_settings(self, rank: int = 0, world_size: int = 1, offset: int = 0) -> BatchSettings:
         return BatchSettings(
@@ -159,12 +166,12 @@ class TwoStages:
         objective, config = self._joint_objective(), self.config
         at_start = self._sampling_at_start(objective.to(trainer.accelerator.device))
         weights = _trained(objective.student, objective.distillation)
+        multipliers = list(objective.multipliers.parameters())
         schedule = warm_up_then_decay(config.steps, config.warm_up)
-        gate_rate = config.gate_rate
         groups = [
             Group(weights, config.learning_rate, schedule, weight_decay=config.weight_decay),
-            Group([objective.gates.log_alpha], gate_rate, constant, clipped=False),
-            Group(list(objective.multipliers.parameters()), gate_rate, constant, maximize=True, clipped=False),
+            Group([objective.gates.log_alpha], config.gate_rate, constant, clipped=False),
+            Group(multipliers, config.multiplier_rate, constant, maximize=True, clipped=False),
         ]
         stage = Stage("joint", config.steps, objective, groups, after_step=objective.gates.clamp)
         batches = self._batches(trainer)

@@ -1,0 +1,128 @@
+"""What goes into a model and what its hidden states are, against transformers' own."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import Wav2Vec2FeatureExtractor
+
+from conformance.test_removal import gated_and_removed
+from diminuendo.distillation.hidden import HiddenDistillation
+from diminuendo.families import family_of, model_inputs
+from tiny import CLASSES, VARIANTS, audio, tiny_model
+
+# The mixed ones exist: wav2vec2-large-960h has the group norm at width 1024, some models the layer norm and post-norm.
+STYLES = {
+    "group norm, post-norm": {"feat_extract_norm": "group", "do_stable_layer_norm": False},
+    "group norm, pre-norm": {"feat_extract_norm": "group", "do_stable_layer_norm": True},
+    "layer norm, post-norm": {"feat_extract_norm": "layer", "do_stable_layer_norm": False},
+    "layer norm, pre-norm": {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
+    "adapter in every layer": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "adapter_attn_dim": 6},
+}
+
+
+def padded(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips that are neither centred nor of unit variance, zero where they have ended."""
+    waveforms = 3 * audio(len(lengths), max(lengths)) + 0.7
+    sizes = torch.tensor(lengths)
+    return waveforms * (torch.arange(max(lengths)) < sizes[:, None]), sizes
+
+
+@pytest.mark.parametrize("lengths", [[8000, 5000, 401], [6000, 6000]], ids=str)
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_model_inputs_equal_those_of_transformers(do_normalize: bool, lengths: list[int]) -> None:
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=do_normalize, return_attention_mask=True)
+    waveforms, sizes = padded(lengths)
+    clips = [waveform[:size].numpy() for waveform, size in zip(waveforms, lengths, strict=True)]
+    expected = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt")
+    got = model_inputs(extractor, waveforms, sizes)
+    torch.testing.assert_close(got["input_values"], expected["input_values"], rtol=1e-5, atol=1e-5)
+    mask = got.get("attention_mask", torch.ones_like(expected["attention_mask"]))
+    assert torch.equal(mask, expected["attention_mask"].long())
+
+
+def test_there_is_no_attention_mask_where_nothing_is_padded() -> None:
+    assert "attention_mask" not in model_inputs(Wav2Vec2FeatureExtractor(), *padded([5000, 5000]))
+
+
+@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("do_normalize", [True, False])
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_padding_does_not_change_the_loss(family: str, do_normalize: bool, pre_norm: bool) -> None:
+    model = tiny_model(family, "large", do_stable_layer_norm=pre_norm)
+    teacher = tiny_model(family, "large", do_stable_layer_norm=pre_norm, seed=1)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
+    distillation = HiddenDistillation((0, 1, 3), 32, 32)
+
+    def loss(samples: int) -> torch.Tensor:
+        waveforms, lengths = padded([5000])
+        inputs = model_inputs(extractor, torch.nn.functional.pad(waveforms, (0, samples)), lengths)
+        states = [family_of(one).hidden_states(one, inputs) for one in (model, teacher)]
+        result: torch.Tensor = distillation(*states, family_of(model).frame_lengths(model, lengths))["loss"]
+        return result
+
+    with torch.inference_mode():
+        torch.testing.assert_close(loss(3000), loss(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_frame_lengths_equal_those_of_transformers(family: str) -> None:
+    model = tiny_model(family)
+    samples = torch.arange(400, 20_001)
+    expected = model._get_feat_extract_output_lengths(samples)
+    assert torch.equal(family_of(model).frame_lengths(model, samples), expected)
+
+
+def test_frame_lengths_of_a_compressed_model_are_those_of_the_original() -> None:
+    model = tiny_model()
+    removed = gated_and_removed(model, "channels", "some")[1]
+    samples = torch.arange(400, 20_001)
+    frames = family_of(model).frame_lengths(model, samples)
+    assert torch.equal(family_of(removed).frame_lengths(removed, samples), frames)
+    with torch.inference_mode():
+        assert removed(audio(1, 4321))[0].shape[1] == frames[4321 - 400]
+
+
+def check_hidden_states(model: Any) -> None:
+    encoder = family_of(model).encoder(model)
+    inputs = model_inputs(Wav2Vec2FeatureExtractor(), *padded([8000, 5000]))
+    with torch.inference_mode():
+        got = family_of(model).hidden_states(model, inputs)
+        full = encoder(**inputs, output_hidden_states=True)
+        projected = encoder.feature_projection(encoder.feature_extractor(inputs["input_values"]).transpose(1, 2))
+    first = projected[0] if isinstance(projected, tuple) else projected
+    frames = family_of(model).frame_lengths(model, torch.tensor([8000, 5000]))
+    valid = torch.arange(first.shape[1]) < frames[:, None]
+    # Ours is before the positional convolution, theirs after it; padding is zeroed there.
+    assert torch.equal(got[0][valid], first[valid])
+    assert len(got) == len(full.hidden_states) == model.config.num_hidden_layers + 1
+    assert all(torch.equal(a, b) for a, b in zip(got[1:-1], full.hidden_states[1:-1], strict=True))
+    # Theirs is before the final norm of pre-norm models, ours after it, as the last_hidden_state is.
+    with torch.inference_mode():
+        normed = encoder.encoder.layer_norm(full.hidden_states[-1])
+    assert torch.equal(got[-1], normed if model.config.do_stable_layer_norm else full.hidden_states[-1])
+    if not getattr(model.config, "add_adapter", False):
+        assert torch.equal(got[-1], full.last_hidden_state)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("family", CLASSES)
+def test_hidden_states_equal_those_of_transformers(family: str, style: str) -> None:
+    check_hidden_states(tiny_model(family, "large", **STYLES[style]))
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_the_hidden_states_of_a_recogniser_are_those_of_its_encoder(family: str, style: str) -> None:
+    check_hidden_states(tiny_model(family, style, ctc=True))
+
+
+def test_hidden_states_end_before_an_adapter_on_top() -> None:
+    check_hidden_states(tiny_model("wav2vec2", "large", add_adapter=True))
+
+
+def test_hidden_states_leave_no_hook_behind() -> None:
+    model = tiny_model()
+    family_of(model).hidden_states(model, {"input_values": audio()})
+    with pytest.raises((RuntimeError, ValueError)):  # shorter than one frame
+        family_of(model).hidden_states(model, {"input_values": audio(1, 10)})
+    assert [name for name, module in model.named_modules() if module._forward_hooks] == []
