@@ -1,5 +1,6 @@
 """The whole story, offline: make a corpus, pretrain an encoder on it, compress it, compare, save, report."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,14 +36,15 @@ def demo_configs(seed: int) -> tuple[PretrainConfig, CompressConfig]:
     """Chosen so that all of it takes less than ten minutes on two cores."""
     compression = compress_config(
         keep=f"params={KEEP}",
-        steps=800,
+        steps=400,
         seconds_per_batch=20.0,
         max_seconds=4.0,
         learning_rate=1e-3,
         distil_learning_rate=5e-4,
         seed=seed,
     )
-    return PretrainConfig(steps=3000, seed=seed), compression
+    pretraining = PretrainConfig(steps=900, front_end=0.2, span=5, learning_rate=1e-3, seed=seed)
+    return pretraining, compression
 
 
 def demo(
@@ -104,10 +106,10 @@ def _compare(out: Path, teacher: Source, cuts: Any, probe: str, seed: int) -> li
     family = family_of(teacher.model)
     torch.manual_seed(seed + 1)
     random_model: Any = family.encoder_class
+    students = {"compressed (joint)": "small", "fixed student, distilled": "fixed"}
     sources = {
         "teacher": teacher,
-        "compressed (joint)": source_of(out / "small"),
-        "fixed student, distilled": source_of(out / "fixed"),
+        **{name: source_of(out / folder) for name, folder in students.items()},
         "random weights": replace(teacher, model=random_model(teacher.model.config).eval()),
     }
     latencies = measure_interleaved({name: source.model for name, source in sources.items()}, runs=10)
@@ -123,9 +125,18 @@ def _compare(out: Path, teacher: Source, cuts: Any, probe: str, seed: int) -> li
         if name in sources:
             latency = latencies[name]
             row |= {"params": count_parameters(sources[name].model), "latency_ms": latency.p50_ms}
+        if name in students:
+            row["distance"] = _final_loss(out / students[name] / "log.jsonl")
         rows.append(row)
         log.info("   %-28s %5.1f %%", name, 100 * found.accuracy)
     return rows
+
+
+def _final_loss(run_log: Path) -> float:
+    """The distillation loss over the last tenth of what a run logged of its last stage: how far from the teacher it is."""
+    losses = [line["loss"] for line in map(json.loads, run_log.read_text().splitlines()) if line["stage"] == "distil"]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return float(sum(tail) / len(tail))
 
 
 def _as_table(rows: list[dict[str, Any]], probe: str) -> Table:
@@ -134,20 +145,24 @@ def _as_table(rows: list[dict[str, Any]], probe: str) -> Table:
             row["model"],
             f"{row['params']:,}" if "params" in row else "",
             (round(100 * row["accuracy"], 1), round(100 * row["low"], 1), round(100 * row["high"], 1)),
+            f"{row['distance']:.3f}" if "distance" in row else "",
             f"{row['latency_ms']:.0f}" if "latency_ms" in row else "",
         )
         for row in rows
     ]
-    columns = ("features", "parameters", f"{probe} accuracy, %", "ms for 10 s, 1 thread")
+    columns = ("features", "parameters", f"{probe} accuracy, %", "distillation loss", "ms for 10 s, 1 thread")
     return Table("What frozen features know", columns, cells)
 
 
 def table_text(rows: list[dict[str, Any]]) -> str:
     """The table for a terminal."""
-    lines = [f"{'':30}{'parameters':>12}{'accuracy':>10}   95 % interval    {'ms for 10 s':>11}"]
+    lines = [f"{'':30}{'parameters':>12}{'accuracy':>10}   95 % interval    {'loss':>6}{'ms for 10 s':>13}"]
     for row in rows:
         params = f"{row['params']:,}" if "params" in row else ""
         latency = f"{row['latency_ms']:.0f}" if "latency_ms" in row else ""
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
-        lines.append(f"{row['model']:30}{params:>12}{row['accuracy']:>10.1%}   {interval:16} {latency:>11}")
+        distance = f"{row['distance']:.3f}" if "distance" in row else ""
+        lines.append(
+            f"{row['model']:30}{params:>12}{row['accuracy']:>10.1%}   {interval:16} {distance:>6}{latency:>13}"
+        )
     return "\n".join(lines)

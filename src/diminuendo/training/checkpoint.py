@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +17,23 @@ def clear_on_full_disk(path: Path) -> Iterator[None]:
     """Turns "no space left" into one clear line; what was there before is untouched."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        # torch.save reports a short write as a RuntimeError of its zip writer
-        short = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-        if not (full or (short and shutil.disk_usage(path.parent).free < 1 << 24)):
+    except Exception as error:
+        if not _is_full(error):
             raise
         raise UserError(
             f"no space left on the disk of {path.parent}: free some and continue with --resume; "
             "the last checkpoint is whole"
         ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; torch and safetensors report it in words of their own."""
+    if error is None:
+        return False
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = ("No space left on device", "StorageFull", "unexpected pos", "file write failed")
+    return any(word in str(error) for word in words) or _is_full(error.__context__)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

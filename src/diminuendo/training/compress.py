@@ -22,6 +22,7 @@ from diminuendo.pruning.budget import check_budget, smallest_cost
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import shape_of
 from diminuendo.training.card import compression_card
+from diminuendo.training.checkpoint import clear_on_full_disk
 from diminuendo.training.loop import Loop, LoopConfig, make_accelerator
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, fingerprint
@@ -87,7 +88,8 @@ def compress(
     result = _result(job, removed, facts, out)
     if accelerator.is_main_process:
         card = compression_card(result, recipe, asdict(config), run.log)
-        save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
+        with clear_on_full_disk(run.checkpoint):
+            save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
         run.finish(result | {"seconds": round(time.time() - started, 1)})
     accelerator.wait_for_everyone()
     return run.result or result

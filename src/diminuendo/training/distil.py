@@ -13,6 +13,7 @@ from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, defau
 from diminuendo.export.huggingface import save
 from diminuendo.families import Model
 from diminuendo.profiling.count import count_parameters
+from diminuendo.training.checkpoint import clear_on_full_disk
 from diminuendo.training.loop import Group, Loop, LoopConfig, Stage, make_accelerator, warm_up_then_decay
 from diminuendo.training.objective import DistillationObjective
 from diminuendo.training.run import Run, fingerprint
@@ -91,7 +92,8 @@ def distil(
         batches.close()
     result = {"params": count_parameters(student), "steps": config.steps, "out": str(out)}
     if accelerator.is_main_process:
-        save(student.cpu(), source.extractor, out)
+        with clear_on_full_disk(run.checkpoint):
+            save(student.cpu(), source.extractor, out)
         run.finish(result | {"seconds": round(time.time() - started, 1)})
     accelerator.wait_for_everyone()
     return run.result or result

@@ -98,8 +98,9 @@ class Run:
                 f"--resume: {self.directory} holds no run (no run.json); give the --out of the run to continue"
             )
         there, here = json.loads(path.read_text()), json.loads(json.dumps(self.identity))
-        for key in {**there, **here}.keys() - {"source"}:  # one model may be named in two ways; its fingerprint counts
-            if there.get(key) != here.get(key):
+        for key in {**there, **here}:
+            # One model may be named in two ways; its fingerprint counts.
+            if key != "source" and there.get(key) != here.get(key):
                 raise UserError(
                     f"--resume: {self.directory} holds another run: its {key} is {there.get(key)!r}, "
                     f"this one's {here.get(key)!r}; give the same, or another --out"
