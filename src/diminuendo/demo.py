@@ -133,7 +133,7 @@ def _compare(out: Path, teacher: Source, cuts: Any, probe: str, seed: int) -> li
 
 
 def _final_loss(run_log: Path) -> float:
-    """The distillation loss over the last tenth of what a run logged of its last stage: how far from the teacher it is."""
+    """The distillation loss over the last tenth of the log of a run: how far from its teacher a student is."""
     losses = [line["loss"] for line in map(json.loads, run_log.read_text().splitlines()) if line["stage"] == "distil"]
     tail = losses[-max(1, len(losses) // 10) :]
     return float(sum(tail) / len(tail))
