@@ -43,7 +43,7 @@ def demo_configs(seed: int) -> tuple[PretrainConfig, CompressConfig]:
         distil_learning_rate=5e-4,
         seed=seed,
     )
-    pretraining = PretrainConfig(steps=900, front_end=0.2, span=5, learning_rate=1e-3, seed=seed)
+    pretraining = PretrainConfig(steps=900, front_end=0.2, seed=seed)
     return pretraining, compression
 
 
