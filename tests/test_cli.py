@@ -165,6 +165,10 @@ def test_pretraining_makes_a_model_that_can_be_compressed(
         (["pretrain", "nosuch", "{audio}", "--out", "{root}/out"], "tiny-hubert"),
         (["evaluate", "{model}", "{audio}"], "keyword"),
         (["evaluate", "{model}", "{audio}", "--probe", "nosuch"], "one of keyword, speaker"),
+        (["evaluate", "{model}", "{audio}", "--max-clips", "0"], "--max-clips"),
+        (["pretrain", "micro-hubert", "{audio}", "--out", "{root}/out", "--seed", "-1"], "--seed must be at least 0"),
+        (["demo", "--data", "{audio}", "--out", "{root}/demo", "--steps", "0"], "--steps must be at least 1"),
+        (["demo", "--data", "{audio}", "--out", "{root}/demo", "--probe", "nosuch"], "one of keyword, speaker"),
         (["profile", "{empty}"], "no config.json"),
         (["report", "{empty}", "--out", "{root}/report.html"], "no run"),
         (["nosuch"], "nosuch"),
@@ -182,6 +186,19 @@ def test_every_command_answers_wrong_input_in_one_line(
     assert status == 2
     assert says in err.strip().splitlines()[-1]
     assert err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_ctrl_c_outside_of_training_ends_in_one_line(
+    inputs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diminuendo.api.read_cuts", interrupted)
+    out = inputs["root"] / "out"
+    status, printed, err = run(capsys, monkeypatch, "compress", inputs["model"], inputs["audio"], "--out", out, *SHORT)
+    assert (status, printed) == (2, "")
+    assert err.strip().splitlines()[-1].startswith("error: interrupted")
 
 
 def test_ctrl_c_stops_after_the_step_and_says_how_to_resume(audio_folder: Path, tmp_path: Path) -> None:

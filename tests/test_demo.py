@@ -1,6 +1,7 @@
 """The demo's story, on a small corpus with a micro model; and every recipe, end to end."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import diminuendo
 from diminuendo import api, demo
 from diminuendo.data.synthetic import make_corpus
+from diminuendo.errors import UserError
 from diminuendo.recipes import RECIPES
 from diminuendo.training.loop import LoopConfig
 from diminuendo.training.pretrain import PretrainConfig
@@ -50,6 +52,23 @@ def test_the_demo_tells_its_whole_story_and_goes_on_where_it_was(corpus: Path, t
     again = demo.demo(tmp_path / "demo", corpus, **settings)
     assert [row["accuracy"] for row in again["table"]] == [row["accuracy"] for row in told["table"]]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")} == before
+
+
+def test_a_corpus_that_the_probe_cannot_use_is_refused_before_training(audio_folder: Path, tmp_path: Path) -> None:
+    pretraining, compression = demo.demo_configs(0)
+    with pytest.raises(UserError, match="keyword"):
+        demo.demo(tmp_path / "demo", audio_folder, pretraining=pretraining, compression=compression, loop=QUIET)
+    assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_the_fixed_student_is_trained_as_the_compressed_one_was() -> None:
+    compression = api.compress_config(
+        steps=7, accumulate=3, seed=5, seconds_per_batch=2.0, precision="bf16", crop_to_shortest=False
+    )
+    alone = asdict(demo.distil_alone(compression))
+    shared = alone.keys() & asdict(compression).keys() - {"steps", "warm_up"}
+    assert {key: alone[key] for key in shared} == {key: getattr(compression, key) for key in shared}
+    assert alone["steps"] == 10
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -14,7 +14,7 @@ from diminuendo.profiling.latency import profile as profile_model
 from diminuendo.recipes import RECIPES
 from diminuendo.training import compress as compression
 from diminuendo.training import pretrain as pretraining
-from diminuendo.training.loop import LoopConfig
+from diminuendo.training.loop import LoopConfig, TrainingConfig
 from diminuendo.training.pretrain import PretrainConfig
 from diminuendo.training.two_stages import CompressConfig, Source
 
@@ -47,11 +47,15 @@ def compress_config(recipe: str = "dphubert", **overrides: Any) -> CompressConfi
     """A recipe's configuration with single values replaced; None leaves the recipe's."""
     if recipe not in RECIPES:
         raise UserError(f"--recipe {recipe}: unknown; known are {', '.join(RECIPES)}")
-    given = {name: value for name, value in overrides.items() if value is not None}
-    known = {field.name for field in fields(CompressConfig)}
-    if unknown := sorted(given.keys() - known):
+    return replace(RECIPES[recipe](), **_given(CompressConfig, overrides))
+
+
+def _given(config: type[TrainingConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not None. UserError for one that the configuration does not have."""
+    known = {field.name for field in fields(config)}
+    if unknown := sorted(settings.keys() - known):
         raise UserError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    return replace(RECIPES[recipe](), **given)
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def compress_to_result(
@@ -78,7 +82,7 @@ def compress_to_result(
     config = compress_config(recipe, keep=None if keep is None else keep_text(keep), **settings)
     cuts = read_cuts(data, split)
     source = source_of(model)
-    teacher_model = None if teacher is None else source_of(teacher).model
+    teacher_model = None if teacher is None else _teacher_of(source, teacher)
     if dry_run:
         return compression.dry_run(source, cuts, config, teacher=teacher_model, loop=loop, recipe=recipe)
     return compression.compress(
@@ -92,6 +96,17 @@ def compress_to_result(
         resume=resume,
         overwrite=overwrite,
     )
+
+
+def _teacher_of(source: Source, teacher: str | Path | Model) -> Model:
+    other = source_of(teacher)
+    here, there = source.extractor.do_normalize, other.extractor.do_normalize
+    if here != there:
+        raise UserError(
+            f"--teacher's feature extractor has do_normalize {there}, MODEL's {here}: both get one input, so give a "
+            "teacher that hears what MODEL hears"
+        )
+    return other.model
 
 
 def pretrain(
@@ -109,7 +124,7 @@ def pretrain(
 
     configuration: a name in training.configurations, or a config.json. settings: fields of PretrainConfig.
     """
-    config = PretrainConfig(**{name: value for name, value in settings.items() if value is not None})
+    config = PretrainConfig(**_given(PretrainConfig, settings))
     cuts = read_cuts(data, split)
     return pretraining.pretrain(configuration, cuts, Path(out), config, loop=loop, resume=resume, overwrite=overwrite)
 

@@ -16,6 +16,8 @@ from typer._click.exceptions import ClickException
 
 from diminuendo.errors import UserError
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="diminuendo",
     help="Makes speech models small: joint distillation and structured pruning, with proof.",
@@ -128,7 +130,7 @@ def evaluate(
         str, typer.Option(help="keyword (test speakers unseen) or speaker (test takes unseen).")
     ] = "keyword",
     seed: Seed = None,
-    max_clips: Annotated[int | None, typer.Option(help="A seeded sample of so many clips.")] = None,
+    max_clips: Annotated[int | None, typer.Option(min=1, help="A seeded sample of so many clips.")] = None,
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -197,6 +199,7 @@ def demo(
     pretrain_steps: Annotated[int | None, typer.Option(help="Steps of pretraining.")] = None,
     steps: Steps = None,
     seed: Seed = None,
+    device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -214,10 +217,10 @@ def demo(
         data,
         probe_data=probe_data,
         probe=probe,
-        pretraining=replace(pretraining, steps=pretrain_steps or pretraining.steps),
-        compression=replace(compression, steps=steps or compression.steps),
+        pretraining=pretraining if pretrain_steps is None else replace(pretraining, steps=pretrain_steps),
+        compression=compression if steps is None else replace(compression, steps=steps),
         encoder=encoder or story.ENCODER,
-        loop=LoopConfig(quiet=quiet),
+        loop=LoopConfig(device=device, quiet=quiet),
     )
     _print(result, as_json, lambda r: f"{story.table_text(r['table'])}\n\nmodel: {r['model']}\nreport: {r['report']}")
 
@@ -295,11 +298,13 @@ def main() -> None:
     """Runs the command line and exits."""
     try:
         status = app(standalone_mode=False) or 0
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
     except (UserError, ClickException) as error:
         message = error.format_message() if isinstance(error, ClickException) else str(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("error: interrupted; continue a run with the same command and --resume", file=sys.stderr)
+        print("error: interrupted; a run goes on with the same command and --resume", file=sys.stderr)
         status = 2
     sys.exit(status)

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lhotse import CutSet
 
 from diminuendo.api import compress_config, source_of
 from diminuendo.data.manifest import ALL, read_cuts
 from diminuendo.data.synthetic import make_corpus
-from diminuendo.evaluation.probes import Features, ProbeResult, encoder_features, log_mel_features, run_probe
+from diminuendo.evaluation.probes import (
+    Features,
+    ProbeResult,
+    encoder_features,
+    labelled_clips,
+    log_mel_features,
+    run_probe,
+)
 from diminuendo.families import family_of
 from diminuendo.profiling.count import count_parameters
 from diminuendo.profiling.latency import measure_interleaved
@@ -24,7 +32,7 @@ from diminuendo.training.distil import DistilConfig, distil
 from diminuendo.training.loop import LoopConfig
 from diminuendo.training.pretrain import PretrainConfig, pretrain
 from diminuendo.training.run import write_json
-from diminuendo.training.two_stages import CompressConfig, Source
+from diminuendo.training.two_stages import CompressConfig
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +75,8 @@ def demo(
     if data is None:
         log.info("1. a spoken corpus, made by eSpeak NG")
         data = make_corpus(out / "corpus")
-    cuts = read_cuts(data, None)
+    cuts, probe_cuts = read_cuts(data, None), read_cuts(probe_data or data, ALL)
+    labelled_clips(probe, probe_cuts, compression.seed)  # what is wrong with them is said now, not after training
     log.info("2. pretraining %s on it", encoder)
     pretrain(encoder, cuts, out / "teacher", pretraining, loop=loop, resume=True)
     teacher = source_of(out / "teacher")
@@ -77,7 +86,7 @@ def demo(
     fixed = deep_thin(teacher.model, small["params"]["student"], seed=compression.seed)
     distil(fixed, teacher, cuts, out / "fixed", distil_alone(compression), loop=loop, resume=True)
     log.info("5. what frozen features know: %s accuracy of a linear head", probe)
-    table = _compare(out, teacher, read_cuts(probe_data or data, ALL), probe, compression.seed)
+    table = _compare(out, probe_cuts, probe, compression.seed)
     write_json(out / "table.json", table)
     report = write_report(
         [out / "small", out / "fixed", out / "teacher"],
@@ -96,16 +105,17 @@ def distil_alone(config: CompressConfig) -> DistilConfig:
         seconds_per_batch=config.seconds_per_batch,
         max_seconds=config.max_seconds,
         crop_to_shortest=config.crop_to_shortest,
+        accumulate=config.accumulate,
         precision=config.precision,
         seed=config.seed,
     )
 
 
-def _compare(out: Path, teacher: Source, cuts: Any, probe: str, seed: int) -> list[dict[str, Any]]:
+def _compare(out: Path, cuts: CutSet, probe: str, seed: int) -> list[dict[str, Any]]:
     """A row for every model, and for features that need none."""
-    family = family_of(teacher.model)
+    teacher = source_of(out / "teacher")  # anew: training may have left the other on another device
     torch.manual_seed(seed + 1)
-    random_model: Any = family.encoder_class
+    random_model: Any = family_of(teacher.model).encoder_class
     students = {"compressed (joint)": "small", "fixed student, distilled": "fixed"}
     sources = {
         "teacher": teacher,

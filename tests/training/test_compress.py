@@ -155,6 +155,11 @@ def test_a_dry_run_writes_nothing(teacher_folder: Path, audio_folder: Path, tmp_
         ({"loop": LoopConfig(device="tpu")}, "expected auto, cpu or cuda"),
         ({"precision": "fp8"}, "expected fp32 or bf16"),
         ({"steps": 0}, "--steps must be at least 1"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"ramp": 1.5}, "ramp is a fraction"),
+        ({"drop_rate": 0.0}, "drop_rate must lie in"),
+        ({"cosine": "plain"}, "expected one of one_minus, log_sigmoid"),
+        ({"nosuch": 1}, "unknown setting 'nosuch'"),
         ({"resume": True, "overwrite": True}, "contradict"),
     ],
     ids=str,
@@ -181,7 +186,7 @@ def test_a_directory_that_is_not_empty_is_left_alone(teacher_folder: Path, audio
 
 def test_a_checkpoint_of_another_run_is_refused(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
     compress(teacher_folder, audio_folder, tmp_path / "small")
-    with pytest.raises(UserError, match="another run: its config"):
+    with pytest.raises(UserError, match=r"another run: its config\.seed is 0, this one's 1; give"):
         compress(teacher_folder, audio_folder, tmp_path / "small", seed=1, resume=True)
 
 
@@ -189,6 +194,80 @@ def test_a_teacher_of_another_depth_is_refused(teacher_folder: Path, audio_folde
     save(tiny_model(num_hidden_layers=2), Wav2Vec2FeatureExtractor(), tmp_path / "shallow")
     with pytest.raises(UserError, match="2 layers, MODEL 3"):
         compress(teacher_folder, audio_folder, tmp_path / "small", teacher=tmp_path / "shallow")
+
+
+def test_a_teacher_that_hears_its_input_otherwise_is_refused(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    save(tiny_model(), Wav2Vec2FeatureExtractor(do_normalize=False), tmp_path / "loud")
+    with pytest.raises(UserError, match="do_normalize False, MODEL's True"):
+        compress(teacher_folder, audio_folder, tmp_path / "small", teacher=tmp_path / "loud")
+
+
+def test_a_model_that_no_run_wrote_is_never_overwritten(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    before = weights(teacher_folder)
+    save(tiny_model(), Wav2Vec2FeatureExtractor(), tmp_path / "mine")
+    with pytest.raises(UserError, match="MODEL's own directory"):
+        compress(teacher_folder, audio_folder, teacher_folder, overwrite=True)
+    with pytest.raises(UserError, match="no run of ours wrote"):
+        compress(teacher_folder, audio_folder, tmp_path / "mine", overwrite=True)
+    assert weights(teacher_folder) == weights(tmp_path / "mine") == before
+
+
+def test_an_output_directory_that_cannot_be_made_is_said(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        compress(teacher_folder, audio_folder, tmp_path / "file" / "small")
+
+
+def test_overwriting_a_run_leaves_nothing_of_it(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    save(tiny_model(ctc=True), Wav2Vec2FeatureExtractor(), tmp_path / "asr")
+    (tmp_path / "asr" / "vocab.json").write_text('{"a": 0}')
+    compress(tmp_path / "asr", audio_folder, tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    api.pretrain("micro-hubert", audio_folder, tmp_path / "out", overwrite=True, loop=QUIET, steps=3, num_clusters=3)
+    api.pretrain("micro-hubert", audio_folder, tmp_path / "new", loop=QUIET, steps=3, num_clusters=3)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "mine.txt",
+        *(path.name for path in (tmp_path / "new").iterdir()),
+    }
+
+
+@pytest.mark.parametrize("killed", ["before removal", "before saving", "after saving", "before the checkpoint goes"])
+def test_a_run_killed_between_its_last_steps_finishes_as_if_it_had_not_been(
+    killed: str, teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def save_and_die(*arguments: object, **options: object) -> None:
+        save(*arguments, **options)
+        die()
+
+    place, instead = {
+        "before removal": ("two_stages.remove", die),
+        "before saving": ("compress.save", die),
+        "after saving": ("compress.save", save_and_die),
+        "before the checkpoint goes": ("run.Path.unlink", die),
+    }[killed]
+    expected = compress(teacher_folder, audio_folder, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"diminuendo.training.{place}", instead)
+        with pytest.raises(KeyboardInterrupt):
+            compress(teacher_folder, audio_folder, parts)
+    result = compress(teacher_folder, audio_folder, parts, resume=True)
+    assert weights(parts) == weights(whole)
+    differing = {"out", "seconds"}
+    assert {k: v for k, v in result.items() if k not in differing} == {
+        k: v for k, v in expected.items() if k not in differing
+    }
+    assert not (parts / "checkpoint.pt").exists()
 
 
 def test_a_full_disk_is_said_in_one_line_and_leaves_the_checkpoint(

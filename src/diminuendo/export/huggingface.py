@@ -15,7 +15,7 @@ from diminuendo.families.family import Family
 log = logging.getLogger(__name__)
 
 # What a recogniser's directory holds beside weights, configuration and feature extractor.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "vocab.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -69,7 +69,7 @@ def save(
 
 
 def _copy_tokenizer(source: str, directory: Path) -> None:
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         try:
             found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         except Exception as error:  # gone or out of reach by now: no reason to lose what training made

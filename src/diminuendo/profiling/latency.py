@@ -72,7 +72,7 @@ def measure_interleaved(
                 elapsed_ms = _forward_ms(model, inputs[name])
                 if run >= warmup:
                     times_ms[name].append(elapsed_ms)
-    peak = _peak_memory_mb()
+    peak = peak_memory_mb()
     return {name: _latency(times, seconds, threads, peak) for name, times in times_ms.items()}
 
 
@@ -119,7 +119,8 @@ def _threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
+    """The highest resident memory of this process so far, in 10^6 bytes."""
     # Linux counts in kibibytes, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

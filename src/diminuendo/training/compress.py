@@ -1,31 +1,27 @@
 """Compression from a model and audio to a smaller model in a directory."""
 
 import logging
-import resource
-import sys
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lhotse import CutSet
 
-from diminuendo.data.manifest import total_seconds
 from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import Model, build_cost_model, family_of
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
+from diminuendo.profiling.latency import peak_memory_mb
 from diminuendo.pruning.budget import check_budget, smallest_cost
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import shape_of
 from diminuendo.training.card import compression_card
-from diminuendo.training.checkpoint import clear_on_full_disk
-from diminuendo.training.loop import Loop, LoopConfig, make_accelerator
+from diminuendo.training.loop import Loop, LoopConfig, carry_out, make_accelerator
 from diminuendo.training.progress import duration_text
-from diminuendo.training.run import Run, fingerprint
+from diminuendo.training.run import Run, clips_of, fingerprint
 from diminuendo.training.two_stages import CompressConfig, Source, TwoStages
 
 log = logging.getLogger(__name__)
@@ -70,29 +66,27 @@ def compress(
     Raises UserError for a wrong input (a budget below what cannot be removed, a teacher of another depth, a directory
     that holds something else), RuntimeError if the removed model were not the gated one.
     """
-    loop = replace(loop or LoopConfig(), precision=config.precision, accumulate=config.accumulate, clip=config.clip)
+    if source.name is not None and Path(source.name).resolve() == out.resolve():
+        raise UserError(f"--out {out} is MODEL's own directory; give another")
     job = _checked(source, cuts, config, teacher, recipe)
     run = Run(out, job.identity)
-    accelerator = make_accelerator(loop)
-    run.open_on(accelerator, resume=resume, overwrite=overwrite)
-    if run.result is not None:
-        return run.result
-    job.stages.teacher.to(accelerator.device)
-    started = time.time()
-    trainer = Loop(run, loop, accelerator)
-    if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
-        log.info("%s", _sentence(_measured(job, accelerator.device), config))
-    removed, facts = job.stages.first(trainer)
-    trainer.carried = facts
-    job.stages.second(trainer, removed)
-    result = _result(job, removed, facts, out)
-    if accelerator.is_main_process:
-        card = compression_card(result, recipe, asdict(config), run.log)
-        with clear_on_full_disk(run.checkpoint):
+
+    def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
+        accelerator = trainer.accelerator
+        job.stages.teacher.to(accelerator.device)
+        if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
+            log.info("%s", _sentence(_measured(job, accelerator.device), config))
+        removed = job.stages.first(trainer)
+        job.stages.second(trainer, removed)
+        result = _result(job, removed, trainer.carried, out)
+
+        def write() -> None:
+            card = compression_card(result, recipe, asdict(config), run.log)
             save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
-        run.finish(result | {"seconds": round(time.time() - started, 1)})
-    accelerator.wait_for_everyone()
-    return run.result or result
+
+        return result, write
+
+    return carry_out(run, config, loop, train, resume=resume, overwrite=overwrite)
 
 
 def dry_run(
@@ -106,7 +100,7 @@ def dry_run(
 ) -> dict[str, Any]:
     """What the budget can reach, and from one measured step the time and memory that the run would take."""
     job = _checked(source, cuts, config, teacher, recipe)
-    device = make_accelerator(replace(loop or LoopConfig(), precision=config.precision)).device
+    device = make_accelerator(config.precision, (loop or LoopConfig()).device).device
     job.stages.teacher.to(device)
     kind = config.budget.kind
     least = smallest_cost(job.cost, kind, config.round_to)
@@ -142,15 +136,13 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
 
 def _identity(source: Source, teacher: Model, cuts: CutSet, config: CompressConfig, recipe: str) -> dict[str, Any]:
     """What a checkpoint belongs to."""
-    seconds = total_seconds(cuts)
     return {
         "command": "compress",
         "recipe": recipe,
         "source": source.name,
         "model_fingerprint": fingerprint(source.model),
         "teacher_fingerprint": fingerprint(teacher),
-        "clips": None if cuts.is_lazy else len(cuts),
-        "clip_seconds": None if seconds is None else round(seconds, 3),
+        **clips_of(cuts),
         "config": asdict(config),
     }
 
@@ -161,11 +153,8 @@ def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
     step = job.stages.time_a_step(device) * config.accumulate
     kept = config.budget.amount(job.total) / job.total
     distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        memory = peak / (2**20 if sys.platform == "darwin" else 2**10)
+    memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_memory_mb()
+    memory += 2 * 4 * count_parameters(job.stages.source.model) / 1e6  # Adam's two moments, which one step does not see
     return {
         "seconds_per_step": round(step, 4),
         "estimated_seconds": round(step * config.steps + distil_step * config.second_stage_steps, 1),

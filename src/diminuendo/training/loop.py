@@ -13,27 +13,62 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from lhotse import CutSet
 from torch import nn
 
-from diminuendo.data.batching import TrainingBatches
+from diminuendo.data.batching import BatchSettings, TrainingBatches
 from diminuendo.errors import UserError
-from diminuendo.training.checkpoint import load_checkpoint, save_checkpoint
-from diminuendo.training.progress import StageProgress
+from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
+from diminuendo.training.progress import Meter, StageProgress
 from diminuendo.training.run import Run
 
 Schedule = Callable[[int], float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training has to be told; its results depend on it.
+
+    seconds_per_batch: of audio, for every process and accumulated batch; its clips are cropped to max_seconds.
+    accumulate: batches an optimiser step. precision: of the forward pass; weights and optimiser are fp32. clip: the
+    largest norm of a gradient.
+    """
+
+    steps: int
+    seconds_per_batch: float = 60.0
+    max_seconds: float = 15.0
+    accumulate: int = 1
+    precision: str = "fp32"
+    seed: int = 0
+    weight_decay: float = 0.01
+    clip: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("accumulate", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+
+    def batch_settings(
+        self, *, crop_to_shortest: bool = True, offset: int = 0, rank: int = 0, world_size: int = 1
+    ) -> BatchSettings:
+        """Of the batches of one stage; offset: what sets their order apart from that of other stages."""
+        return BatchSettings(
+            seconds_per_batch=self.seconds_per_batch,
+            max_seconds=self.max_seconds,
+            crop_to_shortest=crop_to_shortest,
+            seed=self.seed + offset,
+            rank=rank,
+            world_size=world_size,
+        )
+
+
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a stage is run. `precision` is that of the forward pass; weights and optimiser are fp32.
+    """Where a run happens and what is seen of it; its results do not depend on it.
 
     log_every, checkpoint_every: steps; 0 means some 200 log lines and 20 checkpoints a stage.
     """
 
-    precision: str = "fp32"
-    accumulate: int = 1
-    clip: float = 10.0
     device: str = "auto"
     log_every: int = 0
     checkpoint_every: int = 0
@@ -90,18 +125,18 @@ def constant(_: int) -> float:
     return 1.0
 
 
-def make_accelerator(config: LoopConfig) -> Accelerator:
+def make_accelerator(precision: str, device: str) -> Accelerator:
     """UserError for a precision or a device that there is not."""
-    if config.precision not in ("fp32", "bf16"):
-        raise UserError(f"--precision {config.precision}: expected fp32 or bf16")
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {config.device}: expected auto, cpu or cuda")
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"--precision {precision}: expected fp32 or bf16")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: expected auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device that torch can use; give --device cpu")
     AcceleratorState._reset_state()  # it keeps the precision of the process's last run, and refuses another
     return Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        cpu=device == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
         # Layers above the last distilled one get no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
@@ -130,8 +165,8 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
 class Loop:
     """Runs the stages of one run, from its last checkpoint on. `carried` is what later stages need of earlier ones."""
 
-    def __init__(self, run: Run, config: LoopConfig, accelerator: Accelerator) -> None:
-        self.run, self.config, self.accelerator = run, config, accelerator
+    def __init__(self, run: Run, training: TrainingConfig, config: LoopConfig, accelerator: Accelerator) -> None:
+        self.run, self.training, self.config, self.accelerator = run, training, config, accelerator
         saved = load_checkpoint(run.checkpoint)
         self.saved: dict[str, Any] = saved if saved is not None else {}
         if accelerator.is_main_process:
@@ -143,32 +178,51 @@ class Loop:
         """The stage that the checkpoint is in; stages before it are done."""
         return self.saved.get("stage")
 
-    def run_stage(self, stage: Stage, batches: TrainingBatches) -> None:
-        """Trains `stage.module` in place. Raises Interrupted after a Ctrl-C, with the checkpoint written."""
+    def run_stage(self, stage: Stage, cuts: CutSet, *, crop_to_shortest: bool = True, order: int = 0) -> str:
+        """Trains `stage.module` in place, and says which clips were skipped.
+
+        order: sets the batches apart from those of other stages. Raises Interrupted after a Ctrl-C, with the checkpoint
+        written.
+        """
+        settings = self.training.batch_settings(
+            crop_to_shortest=crop_to_shortest,
+            offset=order,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        batches = TrainingBatches(cuts, settings)
+        try:
+            self._train(stage, batches)
+        finally:
+            batches.close()
+        return batches.skipped.summary()
+
+    def _train(self, stage: Stage, batches: TrainingBatches) -> None:
         module = self.accelerator.prepare_model(stage.module)
         stage.module.train()
         optimizer = _optimizer(stage)
         start = self._restore(stage, optimizer, batches)
         clipped = [p for group in stage.groups if group.clipped for p in group.parameters]
+        accumulate = self.training.accumulate
         log_every = self.config.log_every or max(1, stage.steps // 200)
         checkpoint_every = self.config.checkpoint_every or max(1, stage.steps // 20)
-        meter = _Meter(self.accelerator)
+        meter = Meter(self.accelerator.num_processes)
         with ExitStack() as stack:
             asked = stack.enter_context(_deferred_interrupt())
             progress = stack.enter_context(self._progress(stage, start))
             for step in range(start, stage.steps):
                 for settings, group in zip(optimizer.param_groups, stage.groups, strict=True):
                     settings["lr"] = group.learning_rate * group.schedule(step)
-                for micro in range(self.config.accumulate):
+                for micro in range(accumulate):
                     batch = next(batches)
-                    last = micro == self.config.accumulate - 1
+                    last = micro == accumulate - 1
                     with nullcontext() if last else self.accelerator.no_sync(module):
                         waveforms = batch.waveforms.to(self.accelerator.device)
                         lengths = batch.lengths.to(self.accelerator.device)
-                        scalars = module(waveforms, lengths, step, step * self.config.accumulate + micro)
-                        self.accelerator.backward(scalars["loss"] / self.config.accumulate)
+                        scalars = module(waveforms, lengths, step, step * accumulate + micro)
+                        self.accelerator.backward(scalars["loss"] / accumulate)
                     meter.add(scalars, batch.seconds)
-                nn.utils.clip_grad_norm_(clipped, self.config.clip)
+                nn.utils.clip_grad_norm_(clipped, self.training.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 stage.after_step()
@@ -240,6 +294,34 @@ class Loop:
         return step
 
 
+def carry_out(
+    run: Run,
+    training: TrainingConfig,
+    loop: LoopConfig | None,
+    train: Callable[[Loop], tuple[dict[str, Any], Callable[[], None]]],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """A run from its directory's opening to its result; a finished one's result, as it is there.
+
+    train: gives the result, and a function that writes the model.
+    """
+    loop = loop or LoopConfig()
+    accelerator = make_accelerator(training.precision, loop.device)
+    run.open_on(accelerator, resume=resume, overwrite=overwrite)
+    if run.result is not None:
+        return run.result
+    started = time.monotonic()
+    result, write = train(Loop(run, training, loop, accelerator))
+    if accelerator.is_main_process:
+        with clear_on_full_disk(run.checkpoint):
+            write()
+        run.finish(result | {"seconds": round(time.monotonic() - started, 1)})
+    accelerator.wait_for_everyone()
+    return run.result or result
+
+
 def _optimizer(stage: Stage) -> torch.optim.Optimizer:
     groups = [
         {
@@ -251,29 +333,3 @@ def _optimizer(stage: Stage) -> torch.optim.Optimizer:
         for group in stage.groups
     ]
     return torch.optim.AdamW(groups, fused=True)
-
-
-class _Meter:
-    """Means of scalars since the last look, and how much audio went by."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self._reset()
-
-    def _reset(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.count, self.seconds, self.started = 0, 0.0, time.monotonic()
-
-    def add(self, scalars: dict[str, torch.Tensor], seconds: float) -> None:
-        for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
-        self.count, self.seconds = self.count + 1, self.seconds + seconds
-
-    def take(self) -> dict[str, float]:
-        """Raises RuntimeError if the loss is not finite: nothing after it would be worth having."""
-        values = {name: float(total) / self.count for name, total in self.sums.items()}
-        if not all(abs(value) < float("inf") for value in values.values()):
-            raise RuntimeError(f"training diverged: {values}; a lower learning rate may help")
-        rate = self.seconds / max(1e-9, time.monotonic() - self.started) * self.accelerator.num_processes
-        self._reset()
-        return {**values, "audio_seconds_per_second": round(rate, 3)}

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
-from diminuendo.data.batching import BatchSettings, TrainingBatches
+from diminuendo.data.batching import TrainingBatches
 from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
@@ -35,24 +34,31 @@ from diminuendo.tasks.selfsupervised import (
     log_mel_frames,
 )
 from diminuendo.training.card import pretraining_card
-from diminuendo.training.checkpoint import clear_on_full_disk
 from diminuendo.training.configurations import read_configuration
-from diminuendo.training.loop import Group, Loop, LoopConfig, Stage, make_accelerator, warm_up_hold_decay
-from diminuendo.training.run import Run
+from diminuendo.training.loop import (
+    Group,
+    Loop,
+    LoopConfig,
+    Stage,
+    TrainingConfig,
+    carry_out,
+    warm_up_hold_decay,
+)
+from diminuendo.training.run import Run, clips_of
 
 STAGES = ("front_end", "iteration_1", "iteration_2")
 SCALE_SECONDS = 200.0  # of audio, for the mean and deviation of log-mel bands
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
     """A complete configuration of a pretraining.
 
     steps: of all stages together; front_end, iteration_1: fractions of them, the rest is iteration 2.
-    seconds_per_batch: of audio, for every process and accumulated batch; its clips are cropped to max_seconds, and to
-    the shortest of the batch. masked: the fraction of masked frames, in spans of `span` frames (of 20 ms).
-    target_layer: whose states iteration 2 clusters, None for the middle one. cluster_seconds: of audio, from which
-    cluster centres are found. warm_up, decay: fractions of a stage's steps in which its learning rate rises and falls.
+    A batch's clips are cropped to the shortest. masked: the fraction of masked frames, in spans of `span` frames (of
+    20 ms). target_layer: whose states iteration 2 clusters, None for the middle one. cluster_seconds: of audio, from
+    which cluster centres are found. warm_up, decay: fractions of a stage's steps in which its learning rate rises and
+    falls.
 
     The defaults are for tiny models and short runs; HuBERT Base had spans of 10 and a learning rate of 5e-4.
     """
@@ -62,9 +68,6 @@ class PretrainConfig:
     iteration_1: float = 0.35
     seconds_per_batch: float = 20.0
     max_seconds: float = 4.0
-    accumulate: int = 1
-    precision: str = "fp32"
-    seed: int = 0
     num_clusters: int = 100
     cluster_seconds: float = 1800.0
     target_layer: int | None = None
@@ -72,14 +75,11 @@ class PretrainConfig:
     span: int = 5
     front_end_learning_rate: float = 4e-3
     learning_rate: float = 1e-3
-    weight_decay: float = 0.01
     warm_up: float = 0.05
     decay: float = 0.3
-    clip: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.accumulate < 1:
-            raise UserError(f"steps and accumulate must be at least 1, got {self.steps} and {self.accumulate}")
+        super().__post_init__()
         if self.front_end < 0 or self.iteration_1 <= 0 or self.front_end + self.iteration_1 > 1:
             raise UserError(
                 "front_end and iteration_1 are fractions of the steps, the second above 0, together at most 1; got "
@@ -116,45 +116,40 @@ def pretrain(
 
     Raises UserError for an unknown configuration, and for a directory that holds something else.
     """
-    loop = replace(loop or LoopConfig(), precision=config.precision, accumulate=config.accumulate, clip=config.clip)
     model_config = read_configuration(name)
     depth = model_config.num_hidden_layers
     if config.target_layer is not None and not 1 <= config.target_layer <= depth:
         raise UserError(f"target_layer {config.target_layer}: expected a number from 1 to {depth}, the model's depth")
     run = Run(out, _identity(name, model_config, cuts, config))
-    accelerator = make_accelerator(loop)
-    run.open_on(accelerator, resume=resume, overwrite=overwrite)
-    if run.result is not None:
-        return run.result
-    started = time.time()
-    stages = _Stages(Loop(run, loop, accelerator), model_config, cuts, config)
-    stages.all()
-    result = {
-        "params": count_parameters(stages.model),
-        "steps": config.stage_steps,
-        "accuracy": _final_accuracies(run.log),
-        "skipped": stages.skipped,
-        "out": str(out),
-    }
-    if accelerator.is_main_process:
-        with clear_on_full_disk(run.checkpoint):
+
+    def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
+        stages = _Stages(trainer, model_config, cuts, config)
+        stages.all()
+        result = {
+            "params": count_parameters(stages.model),
+            "steps": config.stage_steps,
+            "accuracy": _final_accuracies(run.log),
+            "skipped": stages.skipped,
+            "out": str(out),
+        }
+
+        def write() -> None:
             save_file(stages.clusters(), out / "clusters.safetensors")
             save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, asdict(config)))
-        run.finish(result | {"seconds": round(time.time() - started, 1)})
-    accelerator.wait_for_everyone()
-    return run.result or result
+
+        return result, write
+
+    return carry_out(run, config, loop, train, resume=resume, overwrite=overwrite)
 
 
 def _identity(name: str, model_config: Any, cuts: CutSet, config: PretrainConfig) -> dict[str, Any]:
     """What a checkpoint belongs to."""
-    seconds = total_seconds(cuts)
     shape = model_config.to_dict() | {"transformers_version": None}
     return {
         "command": "pretrain",
         "source": name,
         "model_fingerprint": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16],
-        "clips": None if cuts.is_lazy else len(cuts),
-        "clip_seconds": None if seconds is None else round(seconds, 3),
+        **clips_of(cuts),
         "config": asdict(config),
     }
 
@@ -244,29 +239,12 @@ class _Stages:
         schedule = warm_up_hold_decay(steps[name], config.warm_up, config.decay)
         group = Group(parameters, rate, schedule, weight_decay=config.weight_decay)
         offset = sum(steps[earlier] for earlier in STAGES[: STAGES.index(name)])
-        accelerator = self.trainer.accelerator
-        batches = self._batches(STAGES.index(name), accelerator.process_index, accelerator.num_processes)
-        try:
-            self.trainer.run_stage(Stage(name, steps[name], objective, [group], offset=offset), batches)
-        finally:
-            batches.close()
-        self.skipped = batches.skipped.summary()
-
-    def _batches(self, offset: int, rank: int = 0, world_size: int = 1) -> TrainingBatches:
-        config = self.config
-        settings = BatchSettings(
-            seconds_per_batch=config.seconds_per_batch,
-            max_seconds=config.max_seconds,
-            crop_to_shortest=True,
-            seed=config.seed + offset,
-            rank=rank,
-            world_size=world_size,
-        )
-        return TrainingBatches(self.cuts, settings)
+        stage = Stage(name, steps[name], objective, [group], offset=offset)
+        self.skipped = self.trainer.run_stage(stage, self.cuts, order=STAGES.index(name))
 
     def _frames(self, features: FrameFeatures, seconds: float) -> Iterator[Tensor]:
         """Frames of some audio, the same in every process, on the CPU. Once through a smaller corpus is enough."""
-        batches, seen = self._batches(len(STAGES)), 0.0
+        batches, seen = TrainingBatches(self.cuts, self.config.batch_settings(offset=len(STAGES))), 0.0
         available = total_seconds(self.cuts)
         try:
             while seen < min(seconds, available or seconds):

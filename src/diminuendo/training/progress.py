@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -59,6 +60,32 @@ class StageProgress:
         if self.writer is not None:
             for key, value in values.items():
                 self.writer.add_scalar(f"{self.name}/{key}", value, total_step)
+
+
+class Meter:
+    """Means of scalars since the last look, and how much audio went by."""
+
+    def __init__(self, num_processes: int) -> None:
+        self.num_processes = num_processes
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count, self.seconds, self.started = 0, 0.0, time.monotonic()
+
+    def add(self, scalars: dict[str, torch.Tensor], seconds: float) -> None:
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        self.count, self.seconds = self.count + 1, self.seconds + seconds
+
+    def take(self) -> dict[str, float]:
+        """Raises RuntimeError if the loss is not finite: nothing after it would be worth having."""
+        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        if not all(abs(value) < float("inf") for value in values.values()):
+            raise RuntimeError(f"training diverged: {values}; a lower learning rate may help")
+        rate = self.seconds / max(1e-9, time.monotonic() - self.started) * self.num_processes
+        self._reset()
+        return {**values, "audio_seconds_per_second": round(rate, 3)}
 
 
 def describe(values: Mapping[str, Any]) -> str:

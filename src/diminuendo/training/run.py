@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lhotse import CutSet
 
+from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
-from diminuendo.families import Model
+from diminuendo.export.huggingface import TOKENIZER_FILES, travelling_file
+from diminuendo.families import FAMILIES, Model
 from diminuendo.training.checkpoint import clear_on_full_disk
 
-# All that a run writes; --overwrite removes these and nothing else.
+# All that a run writes; --overwrite removes these and nothing else. run.json goes last: it says that the rest is ours.
 _OURS = (
-    "run.json",
     "result.json",
     "log.jsonl",
     "checkpoint.pt",
@@ -30,6 +32,9 @@ _OURS = (
     "preprocessor_config.json",
     "README.md",
     "report.html",
+    *TOKENIZER_FILES,
+    *sorted({travelling_file(family).name for family in FAMILIES.values()}),
+    "run.json",
 )
 
 
@@ -67,6 +72,11 @@ class Run:
         if self.directory.is_file():
             raise UserError(f"--out {self.directory} is a file; expected a directory")
         if overwrite:
+            if (self.directory / "config.json").is_file() and not (self.directory / "run.json").is_file():
+                raise UserError(
+                    f"--overwrite: {self.directory} holds a model that no run of ours wrote (no run.json); "
+                    "give another --out, or remove it yourself"
+                )
             for name in _OURS:
                 path = self.directory / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -78,7 +88,12 @@ class Run:
                 )
             self._check_identity()
         with clear_on_full_disk(self.directory / "run.json"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except (PermissionError, FileExistsError, NotADirectoryError) as error:
+                raise UserError(
+                    f"--out {self.directory} cannot be made ({error.strerror}); give a directory that you may write"
+                ) from error
         if not (self.directory / "run.json").is_file():
             write_json(self.directory / "run.json", self.identity)
 
@@ -90,6 +105,7 @@ class Run:
         finished = self.directory / "result.json"
         if finished.is_file():
             self.result = json.loads(finished.read_text())
+            self.checkpoint.unlink(missing_ok=True)  # left by a kill after the result was written
 
     def _check_identity(self) -> None:
         path = self.directory / "run.json"
@@ -97,7 +113,7 @@ class Run:
             raise UserError(
                 f"--resume: {self.directory} holds no run (no run.json); give the --out of the run to continue"
             )
-        there, here = json.loads(path.read_text()), json.loads(json.dumps(self.identity))
+        there, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(self.identity)))
         for key in {**there, **here}:
             # One model may be named in two ways; its fingerprint counts.
             if key != "source" and there.get(key) != here.get(key):
@@ -112,7 +128,10 @@ class Run:
             return
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["total_step"] <= total_step]
-        self.log.write_text("".join(line + "\n" for line in kept))
+        beside = self.log.with_name(self.log.name + ".tmp")
+        with clear_on_full_disk(self.log):
+            beside.write_text("".join(line + "\n" for line in kept))
+            os.replace(beside, self.log)
 
     def append(self, line: Mapping[str, Any]) -> None:
         with clear_on_full_disk(self.log), self.log.open("a") as file:
@@ -123,6 +142,21 @@ class Run:
         write_json(self.directory / "result.json", result)
         self.checkpoint.unlink(missing_ok=True)
         self.result = result
+
+
+def clips_of(cuts: CutSet) -> dict[str, Any]:
+    """What an identity says of the audio; nothing of a lazy set, which would have to be read through."""
+    seconds = total_seconds(cuts)
+    return {
+        "clips": None if cuts.is_lazy else len(cuts),
+        "clip_seconds": None if seconds is None else round(seconds, 3),
+    }
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with its settings as entries of their own, so that one that differs can be named."""
+    settings = {f"config.{name}": value for name, value in identity.get("config", {}).items()}
+    return {key: value for key, value in identity.items() if key != "config"} | settings
 
 
 def fingerprint(model: Model) -> str:

@@ -5,13 +5,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lhotse import CutSet
 from torch import nn
 
-from diminuendo.data.batching import Batch, BatchSettings, TrainingBatches
+from diminuendo.data.batching import Batch, TrainingBatches
 from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, valid_frames
 from diminuendo.errors import UserError
 from diminuendo.families import Model, build, family_of, model_inputs
@@ -20,7 +20,7 @@ from diminuendo.pruning.gating import Gates, attach, plain_state
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import Shape, shape_of
-from diminuendo.training.loop import Group, Loop, Stage, constant, warm_up_then_decay
+from diminuendo.training.loop import Group, Loop, Stage, TrainingConfig, constant, warm_up_then_decay
 from diminuendo.training.objective import DistillationObjective, JointObjective
 
 log = logging.getLogger(__name__)
@@ -29,13 +29,13 @@ REMOVAL_TOLERANCE = 1e-4
 WARN_OFF_BUDGET = 0.02
 
 
-@dataclass(frozen=True)
-class CompressConfig:
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(TrainingConfig):
     """A complete configuration of a compression.
 
     keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
-    seconds_per_batch: of audio, for every process and accumulated batch. crop_to_shortest: crop a batch's clips to
-    its shortest instead of padding them. layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
+    crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
+    layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
     gate_learning_rate, multiplier_learning_rate: None for 0.02, more in runs so short that gates could not close.
     warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start.
     """
@@ -43,12 +43,7 @@ class CompressConfig:
     keep: str = "params=0.25"
     steps: int = 5000
     distil_steps: int | None = None
-    seconds_per_batch: float = 60.0
-    max_seconds: float = 15.0
     crop_to_shortest: bool = True
-    accumulate: int = 1
-    precision: str = "fp32"
-    seed: int = 0
     round_to: int = 8
     layers: tuple[int, ...] | None = None
     cosine: CosineForm = "one_minus"
@@ -57,18 +52,23 @@ class CompressConfig:
     distil_learning_rate: float = 1e-4
     gate_learning_rate: float | None = None
     multiplier_learning_rate: float | None = None
-    weight_decay: float = 0.01
     warm_up: float = 0.3
     distil_warm_up: float = 0.2
     ramp: float = 0.1
-    clip: float = 10.0
     drop_rate: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_budget(self.keep)
-        for name, least in (("steps", 1), ("round_to", 1), ("accumulate", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if self.round_to < 1:
+            raise UserError(f"--round-to must be at least 1, got {self.round_to}")
+        for name in ("warm_up", "distil_warm_up", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a fraction of a stage's steps, from 0 to 1; got {getattr(self, name)}")
+        if not 0 < self.drop_rate < 1:
+            raise UserError(f"drop_rate must lie in (0, 1), got {self.drop_rate}")
+        if self.cosine not in get_args(CosineForm):
+            raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
         if self.distil_steps is not None and self.distil_steps < 0:
             raise UserError(f"distil_steps must not be negative, got {self.distil_steps}")
 
@@ -91,16 +91,6 @@ class CompressConfig:
         # The loss rises by less than 1 while most of a model goes, so a price of about 1 for all of it is enough. More
         # drives all gates shut before the loss could tell them apart.
         return max(0.02, 6.0 / self.steps) if self.multiplier_learning_rate is None else self.multiplier_learning_rate
-
-    def batch_settings(self, rank: int = 0, world_size: int = 1, offset: int = 0) -> BatchSettings:
-        return BatchSettings(
-            seconds_per_batch=self.seconds_per_batch,
-            max_seconds=self.max_seconds,
-            crop_to_shortest=self.crop_to_shortest,
-            seed=self.seed + offset,
-            rank=rank,
-            world_size=world_size,
-        )
 
 
 @dataclass(frozen=True)
@@ -129,11 +119,6 @@ class TwoStages:
         self.layers, self.cost, self.total = layers, cost, total
         self.family = family_of(source.model)
 
-    def _batches(self, trainer: Loop, offset: int = 0) -> TrainingBatches:
-        accelerator = trainer.accelerator
-        settings = self.config.batch_settings(accelerator.process_index, accelerator.num_processes, offset)
-        return TrainingBatches(self.cuts, settings)
-
     def _distillation(self) -> HiddenDistillation:
         student_dim, teacher_dim = self.source.model.config.hidden_size, self.teacher.config.hidden_size
         config = self.config
@@ -159,10 +144,10 @@ class TwoStages:
             ramp_steps=round(self.config.steps * self.config.ramp),
         )
 
-    def first(self, trainer: Loop) -> tuple[Model, dict[str, Any]]:
-        """The removed model, and what the second stage and the result have to know of the first."""
+    def first(self, trainer: Loop) -> Model:
+        """The removed model; `carried` has what the second stage and the result have to know of the first."""
         if trainer.resumed_stage == "distil":
-            return self._removed_again(trainer.carried), trainer.carried
+            return self._removed_again(trainer.carried)
         objective, config = self._joint_objective(), self.config
         at_start = self._sampling_at_start(objective.to(trainer.accelerator.device))
         weights = _trained(objective.student, objective.distillation)
@@ -174,13 +159,10 @@ class TwoStages:
             Group(multipliers, config.multiplier_rate, constant, maximize=True, clipped=False),
         ]
         stage = Stage("joint", config.steps, objective, groups, after_step=objective.gates.clamp)
-        batches = self._batches(trainer)
-        try:
-            trainer.run_stage(stage, batches)
-        finally:
-            batches.close()
+        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest)
         removed, facts = self._remove(objective)
-        return removed, {**facts, "sampling_at_start": at_start, "skipped": batches.skipped.summary()}
+        trainer.carried = {**facts, "sampling_at_start": at_start, "skipped": skipped}
+        return removed
 
     @torch.no_grad()
     def _sampling_at_start(self, objective: JointObjective) -> float:
@@ -195,7 +177,8 @@ class TwoStages:
         """Seconds of one joint step on a real batch, the second of two; nothing is kept of them."""
         objective = self._joint_objective().to(device)
         objective.train()
-        batches = TrainingBatches(self.cuts, self.config.batch_settings())
+        settings = self.config.batch_settings(crop_to_shortest=self.config.crop_to_shortest)
+        batches = TrainingBatches(self.cuts, settings)
         try:
             batch = next(batches)
         finally:
@@ -226,7 +209,7 @@ class TwoStages:
         if not error < REMOVAL_TOLERANCE:
             raise RuntimeError(
                 f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
-                "nothing was written, please report this"
+                "no model was written, please report this"
             )
         kept = selected_cost(self.cost, config.budget.kind, selection) / self.total
         if abs(expected - kept) > WARN_OFF_BUDGET:
@@ -258,7 +241,7 @@ class TwoStages:
     @cached_property
     def check_batch(self) -> Batch:
         """Some real audio, padded, to check the removal on. UserError if no clip can be used."""
-        settings = replace(self.config.batch_settings(), crop_to_shortest=False)
+        settings = self.config.batch_settings(crop_to_shortest=False)
         settings = replace(settings, seconds_per_batch=min(30.0, max(settings.seconds_per_batch, settings.max_seconds)))
         batches = TrainingBatches(self.cuts, settings)
         try:
@@ -277,11 +260,7 @@ class TwoStages:
         schedule = warm_up_then_decay(steps, config.distil_warm_up)
         group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
         stage = Stage("distil", steps, objective, [group], offset=config.steps)
-        batches = self._batches(trainer, offset=1)
-        try:
-            trainer.run_stage(stage, batches)
-        finally:
-            batches.close()
+        trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest, order=1)
 
 
 def _trained(*modules: nn.Module) -> list[nn.Parameter]:
@@ -310,9 +289,12 @@ def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) ->
     family, device = family_of(gated), gated.device
     lengths = batch.lengths.to(device)
     inputs = model_inputs(extractor, batch.waveforms.to(device), lengths)
+    # TensorFloat-32, on by default in convolutions on GPUs, has a relative precision of 1e-3.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        states = family.hidden_states(removed.to(device), inputs), family.hidden_states(gated, inputs)
     valid = None
     errors = []
-    for a, b in zip(family.hidden_states(removed.to(device), inputs), family.hidden_states(gated, inputs), strict=True):
+    for a, b in zip(*states, strict=True):
         valid = valid_frames(family.frame_lengths(gated, lengths), b.shape[1]) if valid is None else valid
         errors.append(float((a - b)[valid].norm() / b[valid].norm()))
     return max(errors)

@@ -28,6 +28,13 @@ log = logging.getLogger(__name__)
 TASKS = {"keyword": keyword_clips, "speaker": speaker_clips}
 
 
+def labelled_clips(task: str, cuts: CutSet, seed: int = 0) -> list[LabelledClip]:
+    """The clips that a probe uses. UserError for an unknown task, and where labels or splits are missing."""
+    if task not in TASKS:
+        raise UserError(f"probe task must be one of {', '.join(TASKS)}, got {task!r}")
+    return TASKS[task](cuts, seed)
+
+
 def run_probe(
     task: str,
     features_of: Features,
@@ -47,9 +54,7 @@ def run_probe(
         UserError: an unknown task, labels or splits missing, or no usable clip in one of train, dev and test.
     """
     started = time.perf_counter()
-    if task not in TASKS:
-        raise UserError(f"probe task must be one of {', '.join(TASKS)}, got {task!r}")
-    clips = TASKS[task](cuts, seed)
+    clips = labelled_clips(task, cuts, seed)
     if max_clips is not None and max_clips < len(clips):
         log.info("%s probe: a sample of %d of %d clips", task, max_clips, len(clips))
         clips = [clips[i] for i in sorted(random.Random(seed).sample(range(len(clips)), max_clips))]
