@@ -144,6 +144,19 @@ def test_a_dry_run_prints_the_budget_and_writes_nothing(
     assert not out.exists()
 
 
+def test_a_dry_run_of_a_pretraining_says_what_it_takes_and_writes_nothing(
+    inputs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = inputs["root"] / "out"
+    flags = ["--out", out, "--steps", "1000", "--seconds-per-batch", "3", "--device", "cpu", "--dry-run", "--json"]
+    status, printed, _ = run(capsys, monkeypatch, "pretrain", "micro-hubert", inputs["audio"], *flags)
+    estimate = json.loads(printed)
+    assert status == 0
+    assert sum(estimate["steps"].values()) == 1000
+    assert estimate["estimated_seconds"] > 0
+    assert not out.exists()
+
+
 def test_pretraining_makes_a_model_that_can_be_compressed(
     inputs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,15 +117,19 @@ def pretrain(
     split: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
     loop: LoopConfig | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Trains an encoder on audio alone into the directory `out` and returns the run's result.
 
-    configuration: a name in training.configurations, or a config.json. settings: fields of PretrainConfig.
+    configuration: a name in training.configurations, or a config.json. settings: fields of PretrainConfig. With
+    `dry_run` nothing is written, and what the run would take is returned.
     """
     config = PretrainConfig(**_given(PretrainConfig, settings))
     cuts = read_cuts(data, split)
+    if dry_run:
+        return pretraining.dry_run(configuration, cuts, config, loop=loop)
     return pretraining.pretrain(configuration, cuts, Path(out), config, loop=loop, resume=resume, overwrite=overwrite)
 
 

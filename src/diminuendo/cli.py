@@ -163,6 +163,7 @@ def pretrain(
     split: Split = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -178,6 +179,7 @@ def pretrain(
         split=split,
         resume=resume,
         overwrite=overwrite,
+        dry_run=dry_run,
         loop=LoopConfig(device=device, quiet=quiet),
         steps=steps,
         seconds_per_batch=seconds_per_batch,
@@ -186,7 +188,16 @@ def pretrain(
         precision=precision,
     )
     if _is_main_process():
-        _print(result, as_json, lambda r: f"{r['params']:,} parameters, accuracies {r['accuracy']}\n{r['out']}")
+        _print(result, as_json, _pretrain_dry_run_text if dry_run else _pretrain_text)
+
+
+def _pretrain_text(result: dict[str, Any]) -> str:
+    return f"{result['params']:,} parameters, accuracies {result['accuracy']}\n{result['out']}"
+
+
+def _pretrain_dry_run_text(result: dict[str, Any]) -> str:
+    seconds, memory = result["estimated_seconds"], result["estimated_memory_mb"]
+    return f"{result['params']:,} parameters, {result['steps']} steps\nabout {seconds:,.0f} s and {memory:,} MB"
 
 
 @app.command()

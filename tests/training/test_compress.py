@@ -270,6 +270,15 @@ def test_a_run_killed_between_its_last_steps_finishes_as_if_it_had_not_been(
     assert not (parts / "checkpoint.pt").exists()
 
 
+def test_a_damaged_checkpoint_is_said_in_one_line(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    compress(teacher_folder, audio_folder, tmp_path / "small")
+    (tmp_path / "small" / "result.json").unlink()
+    (tmp_path / "small" / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match="is damaged") as caught:
+        compress(teacher_folder, audio_folder, tmp_path / "small", resume=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_full_disk_is_said_in_one_line_and_leaves_the_checkpoint(
     teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

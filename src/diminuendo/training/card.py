@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 
-def compression_card(result: Mapping[str, Any], recipe: str, config: Mapping[str, Any], run_log: Path) -> str:
+def compression_card(
+    result: Mapping[str, Any], recipe: str, config: Mapping[str, Any], run_log: Path, *, auto_class: str
+) -> str:
     """Markdown with front matter as the hub reads it."""
     params, macs = result["params"], result["macs_per_second"]
     last = run_log.read_text().splitlines()[-1] if run_log.is_file() else ""
@@ -27,8 +29,8 @@ the largest over all hidden states, on real audio. Expected kept fraction before
     import diminuendo
     model = diminuendo.load("this directory")
 
-    from transformers import AutoModel            # without diminuendo installed
-    model = AutoModel.from_pretrained("this directory", trust_remote_code=True)
+    from transformers import {auto_class}            # without diminuendo installed
+    model = {auto_class}.from_pretrained("this directory", trust_remote_code=True)
 
 Last line of the training log: `{last}`
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -56,5 +57,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     path.with_suffix(".tmp").unlink(missing_ok=True)  # left by a kill
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise UserError(f"--resume: {path} is damaged and cannot be read; start again with --overwrite") from error
     return state

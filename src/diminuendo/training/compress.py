@@ -22,7 +22,7 @@ from diminuendo.training.card import compression_card
 from diminuendo.training.loop import Loop, LoopConfig, carry_out, make_accelerator
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, fingerprint
-from diminuendo.training.two_stages import CompressConfig, Source, TwoStages
+from diminuendo.training.two_stages import CompressConfig, Source, TwoStages, is_recogniser
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ def compress(
         result = _result(job, removed, trainer.carried, out)
 
         def write() -> None:
-            card = compression_card(result, recipe, asdict(config), run.log)
+            auto_class = "AutoModelForCTC" if is_recogniser(removed) else "AutoModel"
+            card = compression_card(result, recipe, asdict(config), run.log, auto_class=auto_class)
             save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
 
         return result, write

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import FAMILIES, Model, model_inputs
 from diminuendo.profiling.count import count_parameters
+from diminuendo.profiling.latency import peak_memory_mb
 from diminuendo.tasks.selfsupervised import (
     FrameFeatures,
     FrontEndObjective,
@@ -44,7 +47,10 @@ from diminuendo.training.loop import (
     carry_out,
     warm_up_hold_decay,
 )
+from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of
+
+log = logging.getLogger(__name__)
 
 STAGES = ("front_end", "iteration_1", "iteration_2")
 SCALE_SECONDS = 200.0  # of audio, for the mean and deviation of log-mel bands
@@ -140,6 +146,29 @@ def pretrain(
         return result, write
 
     return carry_out(run, config, loop, train, resume=resume, overwrite=overwrite)
+
+
+def dry_run(name: str, cuts: CutSet, config: PretrainConfig, *, loop: LoopConfig | None = None) -> dict[str, Any]:
+    """What a pretraining would take, from two steps of every stage; nothing stays of them."""
+    trial = replace(config, steps=2 * len(STAGES), front_end=1 / 3, iteration_1=1 / 3, cluster_seconds=60.0)
+    steps = dict.fromkeys(STAGES, 0) | config.stage_steps
+    with TemporaryDirectory() as directory:
+        quiet = replace(loop or LoopConfig(), quiet=True, log_every=1)
+        result = pretrain(name, cuts, Path(directory), trial, loop=quiet)
+        lines = map(json.loads, (Path(directory) / "log.jsonl").read_text().splitlines())
+        rates = {line["stage"]: line["audio_seconds_per_second"] for line in lines}
+    audio = config.seconds_per_batch * config.accumulate
+    seconds = {stage: round(steps[stage] * audio / rates[stage], 1) for stage in STAGES}
+    memory = round(peak_memory_mb())
+    log.info("about %s, %s MB (from two steps a stage)", duration_text(sum(seconds.values())), f"{memory:,}")
+    return {
+        "params": result["params"],
+        "steps": steps,
+        "estimated_seconds_by_stage": seconds,
+        "estimated_seconds": round(sum(seconds.values()), 1),
+        "estimated_memory_mb": memory,
+        **clips_of(cuts),
+    }
 
 
 def _identity(name: str, model_config: Any, cuts: CutSet, config: PretrainConfig) -> dict[str, Any]:
