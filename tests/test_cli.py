@@ -183,6 +183,7 @@ def test_pretraining_makes_a_model_that_can_be_compressed(
         (["demo", "--data", "{audio}", "--out", "{root}/demo", "--steps", "0"], "--steps must be at least 1"),
         (["demo", "--data", "{audio}", "--out", "{root}/demo", "--probe", "nosuch"], "one of keyword, speaker"),
         (["profile", "{empty}"], "no config.json"),
+        (["profile", "{model}", "--seconds", "0.01"], "too short"),
         (["report", "{empty}", "--out", "{root}/report.html"], "no run"),
         (["nosuch"], "nosuch"),
     ],

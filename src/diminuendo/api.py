@@ -6,10 +6,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diminuendo.data.manifest import ALL, read_cuts
 from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import encoder_features, run_probe
-from diminuendo.families import Model, load, load_feature_extractor
+from diminuendo.families import Model, family_of, load, load_feature_extractor
+from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.profiling.latency import profile as profile_model
 from diminuendo.recipes import RECIPES
 from diminuendo.training import compress as compression
@@ -150,4 +153,8 @@ def evaluate(
 
 def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
     """Parameters, MACs, bytes, latency, real-time factor and peak memory; see profiling.latency."""
-    return profile_model(source_of(model).model, seconds, threads, runs)
+    loaded = source_of(model).model
+    samples = torch.tensor([round(seconds * SAMPLING_RATE)])
+    if seconds > 0 and int(family_of(loaded).frame_lengths(loaded, samples)) < 1:
+        raise UserError(f"--seconds {seconds:g} is too short for a frame of the model; 10 is usual")
+    return profile_model(loaded, seconds, threads, runs)

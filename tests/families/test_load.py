@@ -268,3 +268,9 @@ def test_a_missing_feature_extractor_is_replaced_and_said(tmp_path: Path, caplog
         extractor = load_feature_extractor(tmp_path)
     assert (extractor.sampling_rate, extractor.do_normalize) == (16_000, True)
     assert "has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance" in caplog.text
+
+
+def test_a_model_that_hears_another_sampling_rate_is_refused(tmp_path: Path) -> None:
+    Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="8000 Hz; supported are models of 16000 Hz"):
+        load_feature_extractor(tmp_path)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+SAMPLING_RATE = 16_000
+
 
 def model_inputs(
     extractor: Any, waveforms: Float[Tensor, "batch samples"], lengths: Int[Tensor, " batch"]

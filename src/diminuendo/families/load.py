@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, PreTrainedConfig, Wav2Vec2Feature
 from diminuendo.errors import UserError
 from diminuendo.families.build import FORMAT
 from diminuendo.families.family import Model
+from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of_type
 
 log = logging.getLogger(__name__)
@@ -122,13 +123,18 @@ def _check_format(source: str, values: Mapping[str, Any]) -> None:
 
 
 def load_feature_extractor(source: str | os.PathLike[str]) -> Any:
-    """The model's own feature extractor; where none is saved, wav2vec 2.0's defaults, which is said."""
+    """The model's own feature extractor; where none is saved, wav2vec 2.0's defaults, which is said.
+
+    Raises UserError for a model of another sampling rate than 16 kHz.
+    """
     source = os.fspath(source)
     try:
-        return AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
+        extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):
-        log.warning(
-            "%s has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance",
-            source,
+        log.warning("%s has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance", source)
+        return Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=SAMPLING_RATE, do_normalize=True)
+    if extractor.sampling_rate != SAMPLING_RATE:
+        raise UserError(
+            f"MODEL {source} hears audio of {extractor.sampling_rate} Hz; supported are models of {SAMPLING_RATE} Hz"
         )
-        return Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=16_000, do_normalize=True)
+    return extractor

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from diminuendo.families.family import Model
+from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of
 from diminuendo.structure.cost import CostModel, cost_model
 
 SECONDS = 10.0
-SAMPLING_RATE = 16_000
 
 
 def build_cost_model(model: Model) -> CostModel:

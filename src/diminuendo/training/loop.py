@@ -244,7 +244,7 @@ class Loop:
         main = self.accelerator.is_main_process
         tensorboard = self.run.directory / "tensorboard" if main else None
         quiet = self.config.quiet or not main
-        return StageProgress(stage.name, stage.steps, start, quiet=quiet, tensorboard=tensorboard)
+        return StageProgress(stage.name, stage.steps, start, offset=stage.offset, quiet=quiet, tensorboard=tensorboard)
 
     def _log(self, stage: Stage, step: int, values: dict[str, float], progress: StageProgress) -> None:
         progress.report(step, stage.offset + step, values)

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class StageProgress:
     """A progress bar on a terminal; elsewhere a line every now and then; nothing when quiet."""
 
-    def __init__(self, name: str, steps: int, done: int, *, quiet: bool, tensorboard: Path | None) -> None:
+    def __init__(self, name: str, steps: int, done: int, *, offset: int, quiet: bool, tensorboard: Path | None) -> None:
         self.name, self.steps, self.quiet = name, steps, quiet
         self.console = Console(stderr=True)
         self.bar = Progress(
@@ -31,7 +31,8 @@ class StageProgress:
             disable=quiet or not self.console.is_terminal,
         )
         self.task = self.bar.add_task(name, total=steps, completed=done, state="")
-        self.writer = SummaryWriter(str(tensorboard)) if tensorboard is not None else None
+        # What was written after the checkpoint will be written again.
+        self.writer = None if tensorboard is None else SummaryWriter(str(tensorboard), purge_step=offset + done + 1)
         self.first = done
         self.started = self.next_line = time.monotonic()
 
