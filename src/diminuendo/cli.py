@@ -291,6 +291,7 @@ def _prepare(threads: int | None, quiet: bool) -> None:
     import torch
     import transformers
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if threads is not None:

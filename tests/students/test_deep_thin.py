@@ -1,0 +1,37 @@
+"""The deep and thin student."""
+
+import pytest
+import torch
+
+from diminuendo.errors import UserError
+from diminuendo.students.deep_thin import deep_thin, thin_config
+from tiny import VARIANTS, audio, tiny_model
+
+
+def size(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_it_is_the_widest_that_fits_with_the_depth_and_the_front_end_of_its_teacher(family: str, style: str) -> None:
+    teacher = tiny_model(family, style)
+    budget = 0.6 * size(teacher)
+    student = deep_thin(teacher, budget)
+    wider = type(teacher)(thin_config(teacher.config, student.config.hidden_size + 4))
+    assert size(student) <= budget < size(wider)
+    assert student.config.num_hidden_layers == teacher.config.num_hidden_layers
+    with torch.inference_mode():
+        assert torch.equal(student.feature_extractor(audio()), teacher.feature_extractor(audio()))
+        assert student(audio()).last_hidden_state.shape[-1] == student.config.hidden_size
+
+
+def test_the_seed_decides_its_weights() -> None:
+    teacher = tiny_model()
+    weights = [deep_thin(teacher, 20_000, seed=seed).encoder.layers[0].attention.q_proj.weight for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_too_small_a_budget_is_refused() -> None:
+    with pytest.raises(UserError, match="even width 4 has more"):
+        deep_thin(tiny_model(), 100)
