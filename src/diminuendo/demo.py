@@ -71,7 +71,6 @@ def demo(
     data: audio to pretrain on and to compress with; without it, a synthetic corpus is made. probe_data: labelled clips
     for the probe (default: `data`). Every part is a run of its own, so a demo that was stopped goes on where it was.
     """
-    out.mkdir(parents=True, exist_ok=True)
     if data is None:
         log.info("1. a spoken corpus, made by eSpeak NG")
         data = make_corpus(out / "corpus")

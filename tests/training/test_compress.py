@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,18 @@ def test_bf16_compresses_and_the_removed_model_is_still_exact(
     assert result["removal_error"] < 1e-4
     model = diminuendo.load(tmp_path / "small")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_an_unusable_clip_is_named_once_in_a_run(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(audio_folder, data)
+    (data / "broken.wav").write_bytes(b"RIFF")
+    result = compress(teacher_folder, data, tmp_path / "small")
+    named = [record for record in caplog.records if "skipped broken.wav" in record.getMessage()]
+    assert len(named) == 1
+    assert result["skipped"].startswith("skipped 1 clip: 1 broken")
 
 
 def test_a_recogniser_keeps_its_head_and_its_tokenizer(audio_folder: Path, tmp_path: Path) -> None:

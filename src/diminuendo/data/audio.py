@@ -152,9 +152,13 @@ def _read_by_lhotse(cut: Cut) -> tuple[Float[np.ndarray, "frames channels"], int
 
 
 class Skipped:
-    """The clips that were left out, by reason. The first are named in warnings; afterwards they are only counted."""
+    """The clips that were left out, by reason. The first are named in warnings; afterwards they are only counted.
 
-    def __init__(self) -> None:
+    `named=False` for a look ahead, whose clips will be met, and named, again.
+    """
+
+    def __init__(self, *, named: bool = True) -> None:
+        self.named = named
         self.reasons: dict[str, str] = {}
 
     def add(self, clip: str, bad: BadAudio) -> None:
@@ -162,6 +166,8 @@ class Skipped:
         if clip in self.reasons:
             return
         self.reasons[clip] = bad.reason
+        if not self.named:
+            return
         if len(self.reasons) <= NAMED_AT_MOST:
             log.warning("skipped %s: %s", clip, bad)
         elif len(self.reasons) == NAMED_AT_MOST + 1:

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from lhotse import CutSet
 from torch import nn
 
+from diminuendo.data.audio import Skipped
 from diminuendo.data.batching import BatchSettings, TrainingBatches
 from diminuendo.errors import UserError
 from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
@@ -172,6 +173,7 @@ class Loop:
         if accelerator.is_main_process:
             run.truncate_log(self.saved.get("total_step", 0))
         self.carried: dict[str, Any] = self.saved.get("carried", {})
+        self.skipped = Skipped()  # of all stages, so that a clip is named once
 
     @property
     def resumed_stage(self) -> str | None:
@@ -190,7 +192,7 @@ class Loop:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        batches = TrainingBatches(cuts, settings)
+        batches = TrainingBatches(cuts, settings, self.skipped)
         try:
             self._train(stage, batches)
         finally:

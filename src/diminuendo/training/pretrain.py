@@ -273,7 +273,8 @@ class _Stages:
 
     def _frames(self, features: FrameFeatures, seconds: float) -> Iterator[Tensor]:
         """Frames of some audio, the same in every process, on the CPU. Once through a smaller corpus is enough."""
-        batches, seen = TrainingBatches(self.cuts, self.config.batch_settings(offset=len(STAGES))), 0.0
+        settings = self.config.batch_settings(offset=len(STAGES))
+        batches, seen = TrainingBatches(self.cuts, settings, self.trainer.skipped), 0.0
         available = total_seconds(self.cuts)
         try:
             while seen < min(seconds, available or seconds):

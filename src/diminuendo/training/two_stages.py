@@ -11,6 +11,7 @@ import torch
 from lhotse import CutSet
 from torch import nn
 
+from diminuendo.data.audio import Skipped
 from diminuendo.data.batching import Batch, TrainingBatches
 from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, valid_frames
 from diminuendo.errors import UserError
@@ -178,7 +179,7 @@ class TwoStages:
         objective = self._joint_objective().to(device)
         objective.train()
         settings = self.config.batch_settings(crop_to_shortest=self.config.crop_to_shortest)
-        batches = TrainingBatches(self.cuts, settings)
+        batches = TrainingBatches(self.cuts, settings, Skipped(named=False))
         try:
             batch = next(batches)
         finally:
@@ -243,7 +244,7 @@ class TwoStages:
         """Some real audio, padded, to check the removal on. UserError if no clip can be used."""
         settings = self.config.batch_settings(crop_to_shortest=False)
         settings = replace(settings, seconds_per_batch=min(30.0, max(settings.seconds_per_batch, settings.max_seconds)))
-        batches = TrainingBatches(self.cuts, settings)
+        batches = TrainingBatches(self.cuts, settings, Skipped(named=False))
         try:
             return next(batches)
         finally:
