@@ -220,19 +220,22 @@ def demo(
     from dataclasses import replace
 
     from diminuendo import demo as story
-    from diminuendo.training.loop import LoopConfig
+    from diminuendo.training.loop import Interrupted, LoopConfig
 
     pretraining, compression = story.demo_configs(seed or 0)
-    result = story.demo(
-        out,
-        data,
-        probe_data=probe_data,
-        probe=probe,
-        pretraining=pretraining if pretrain_steps is None else replace(pretraining, steps=pretrain_steps),
-        compression=compression if steps is None else replace(compression, steps=steps),
-        encoder=encoder or story.ENCODER,
-        loop=LoopConfig(device=device, quiet=quiet),
-    )
+    try:
+        result = story.demo(
+            out,
+            data,
+            probe_data=probe_data,
+            probe=probe,
+            pretraining=pretraining if pretrain_steps is None else replace(pretraining, steps=pretrain_steps),
+            compression=compression if steps is None else replace(compression, steps=steps),
+            encoder=encoder or story.ENCODER,
+            loop=LoopConfig(device=device, quiet=quiet),
+        )
+    except (Interrupted, KeyboardInterrupt):
+        raise UserError("interrupted; the same command goes on where it was") from None
     _print(result, as_json, lambda r: f"{story.table_text(r['table'])}\n\nmodel: {r['model']}\nreport: {r['report']}")
 
 
