@@ -48,6 +48,41 @@ def test_gradient_reaches_the_gates_of_every_axis(family: str, style: str) -> No
     assert without == []
 
 
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradients(family: str, style: str) -> None:
+    _, student, gates = gated(tiny_model(family, style))
+    with torch.no_grad():
+        gates.log_alpha.normal_(0.0, 4.0, generator=torch.Generator().manual_seed(0))
+        shut = ("feature_extractor.conv_layers.2.channels", "encoder.layers.0.attention.heads")
+        for axis in gates.axes:
+            if axis.kind == "sublayer":
+                gates.log_alpha[gates.of(axis.name)] = 8.0
+        for name in (*shut, "encoder.layers.1.feed_forward"):
+            gates.log_alpha[gates.of(name)] = -8.0
+        gates.log_alpha[gates.of("feature_extractor.conv_layers.2.channels")][3:6] = 8.0
+
+    def states_and_gradients() -> list[torch.Tensor]:
+        student.zero_grad()
+        gates.zero_grad()
+        found = family_of(student).hidden_states(student, {"input_values": audio()})
+        draws = torch.Generator().manual_seed(1)
+        sum((state * torch.randn(state.shape, generator=draws)).sum() for state in found).backward()
+        learned = [*student.parameters(), gates.log_alpha]
+        return [state.detach() for state in found] + [p.grad.clone() for p in learned if p.grad is not None]
+
+    gates.sample(0)
+    feed_forward = student.encoder.layers[0].feed_forward
+    opened = int((gates.values[gates.of("encoder.layers.0.feed_forward.neurons")] > 0).sum())
+    assert feed_forward.output_dense.weight.shape[1] == opened < feed_forward.output_dense.in_features
+    assert student.encoder.layers[1].feed_forward.output_dense.weight.shape[1] == 1
+    assert len(student.feature_extractor.conv_layers[2].conv.weight) == 3
+    narrow = states_and_gradients()
+    gates.sample(0)
+    gates.present = dict.fromkeys(gates.present)
+    for got, expected in zip(narrow, states_and_gradients(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max() + 1))
+
+
 def test_the_same_draw_gives_the_same_gates_and_another_draw_others() -> None:
     axes = family_of(tiny_model()).axes(tiny_model())
     one, other, reseeded = Gates(axes, seed=1), Gates(axes, seed=1), Gates(axes, seed=2)

@@ -1,16 +1,17 @@
-"""A layer norm whose statistics run over the members that are still there."""
+"""Norms of channels of which some are gone."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class KeptLayerNorm(nn.LayerNorm):
     """LayerNorm over the kept entries of the last dimension; the entries that are gone come out as zero.
 
     Used while members are gated: it equals the ordinary norm of the model in which the gone members are removed.
-    `kept` gives a mask of 0 and 1 for the entries, [dim].
+    `kept` gives a mask of the entries that there are, [dim]; what is False in it is there but gone.
     """
 
     def __init__(self, norm: nn.LayerNorm, kept: Callable[[], Tensor]) -> None:
@@ -21,7 +22,7 @@ class KeptLayerNorm(nn.LayerNorm):
     def forward(self, hidden: Tensor) -> Tensor:
         kept = self.kept().to(hidden.device)
         if bool(kept.all()):
-            return super().forward(hidden)
+            return F.layer_norm(hidden, kept.shape, self.weight, self.bias, self.eps)
         with torch.autocast(hidden.device.type, enabled=False):  # as for the ordinary norm: statistics in fp32
             mask = kept.float()
             count = mask.sum().clamp(min=1)  # a draw may shut every gate
@@ -32,3 +33,15 @@ class KeptLayerNorm(nn.LayerNorm):
             if self.elementwise_affine:
                 normed = normed * self.weight + self.bias * mask
             return normed.to(hidden.dtype)
+
+
+class KeptGroupNorm(nn.GroupNorm):
+    """GroupNorm with a group for every channel, however many there are at the moment."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        assert norm.num_groups == norm.num_channels
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps, norm.affine)
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.group_norm(hidden, hidden.shape[1], self.weight, self.bias, self.eps)

@@ -1,17 +1,22 @@
-"""Gates on a model while it trains: a parametrisation of every weight that reads a gated member.
+"""Gates on a model while it trains: a parametrisation of every weight that a gated member touches.
 
 Gating the weight and not the activation makes gating and removal one operation, and needs no hook in the model's code.
+
+A member whose sampled gate is exactly 0 gives nothing and learns nothing in that step: nothing that it touches has a
+gradient. So it is left out of the matrices, and the joint stage becomes faster as the model becomes smaller.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from diminuendo.modules.kept_norm import KeptLayerNorm
+from diminuendo.modules.kept_norm import KeptGroupNorm, KeptLayerNorm
 from diminuendo.pruning import hard_concrete
 from diminuendo.structure.axis import Axis, Selection
 
@@ -26,6 +31,9 @@ class Gates(nn.Module):
 
     `values` are the gates that the model sees, [members]: after `sample` a draw shared by the whole batch, after
     `evaluate` the gates without noise. At the start evaluation gates are exactly 1.
+
+    `present` are for every axis the members that take part in a forward pass, None for all of them. After `sample`
+    members whose gate is 0 do not; after `evaluate` all do, so that gates of 0 can be compared with removal.
     """
 
     def __init__(self, axes: Sequence[Axis], *, drop_rate: float = 0.01, seed: int = 0) -> None:
@@ -40,6 +48,7 @@ class Gates(nn.Module):
         start = hard_concrete.log_alpha_of_drop_rate(drop_rate)
         self.log_alpha = nn.Parameter(start + noise)
         self.values: Float[Tensor, " members"] = torch.ones(sum(sizes))
+        self.present: dict[str, Int[Tensor, " present"] | None] = dict.fromkeys(self.ranges)
 
     def of(self, axis: str) -> slice:
         """Where an axis's members are in `log_alpha` and `values`."""
@@ -55,6 +64,19 @@ class Gates(nn.Module):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
         uniform = torch.rand(self.log_alpha.shape, generator=generator).to(self.log_alpha.device)
         self.values = hard_concrete.sample(self.log_alpha, uniform)
+        opened = self.values.detach().cpu() > 0
+        self.present = {axis.name: self._present(axis, opened) for axis in self.axes}
+
+    def _present(self, axis: Axis, opened: Bool[Tensor, " members"]) -> Int[Tensor, " present"] | None:
+        """The members that are open, at least one: an attention of no heads would have no shape."""
+        if axis.kind == "sublayer" or axis.positions is not None:
+            return None  # a sublayer is left out by its members; where positions matter, all of them stay
+        members = opened[self.of(axis.name)]
+        if axis.parent is not None and not opened[self.of(axis.parent)]:
+            members = torch.zeros_like(members)
+        if members.all():
+            return None
+        return members.nonzero().flatten() if members.any() else torch.zeros(1, dtype=torch.long)
 
     def evaluate(self, selection: Selection | None = None) -> None:
         """Sets the gates without noise; with a selection, exactly its members are open."""
@@ -64,10 +86,16 @@ class Gates(nn.Module):
                 kept = torch.cat([selection[axis.name] for axis in self.axes]).to(values.device)
                 values = values.clamp(min=KEPT_GATE_FLOOR) * kept
         self.values = values
+        self.present = dict.fromkeys(self.ranges)
 
-    def is_open(self, axis: str) -> Bool[Tensor, " members"]:
-        """Which members of an axis are there now; without gradient."""
-        return self.values.detach()[self.of(axis)] > 0
+    def present_values(self, axis: str) -> Float[Tensor, " present"]:
+        """The gates of the members of an axis that take part in the forward pass."""
+        values, present = self.values[self.of(axis)], self.present[axis]
+        return values if present is None else values[present.to(values.device)]
+
+    def is_open(self, axis: str) -> Bool[Tensor, " present"]:
+        """Which of these are not 0; without gradient."""
+        return self.present_values(axis).detach() > 0
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -75,25 +103,42 @@ class Gates(nn.Module):
         self.log_alpha.clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
 
 
-class _GatedWeight(nn.Module):
-    """weight x gates along one dimension (of the whole tensor, for a sublayer)."""
+@dataclass(frozen=True)
+class _Touch:
+    """How one axis touches one dimension of a weight: which member owns what (-1: none), and whether its gate acts."""
 
+    axis: str
+    dim: int | None
     owner: Int[Tensor, " length"]
+    gated: bool
 
-    def __init__(self, gates: Gates, axis: Axis, dim: int | None, owner: Int[Tensor, " length"]) -> None:
+
+class _Gated(nn.Module):
+    """What is present of a weight, times gates."""
+
+    def __init__(self, gates: Gates, touches: Sequence[_Touch]) -> None:
         super().__init__()
-        self.dim, self.axis = dim, axis.name
+        self.touches = tuple(touches)
         self._gates = [gates]  # in a list, so that the gates do not become a submodule of every weight
-        self.register_buffer("owner", owner, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         gates = self._gates[0]
-        values = gates.values[gates.of(self.axis)].to(weight.device)
-        if self.dim is None:
-            return weight * values
-        shape = [1] * weight.dim()
-        shape[self.dim] = -1
-        return weight * values[self.owner].view(shape)
+        for touch in self.touches:
+            if touch.dim is None:
+                weight = weight * gates.values[gates.of(touch.axis)]
+                continue
+            owner, present = touch.owner, gates.present[touch.axis]
+            if present is not None:
+                place = torch.full((len(gates.ranges[touch.axis]) + 1,), -1)
+                place[present] = torch.arange(len(present))
+                stays = (owner < 0) | (place[owner] >= 0)
+                weight = weight.index_select(touch.dim, stays.nonzero().flatten().to(weight.device))
+                owner = place[owner[stays]]
+            if touch.gated:
+                shape = [1] * weight.dim()
+                shape[touch.dim] = -1
+                weight = weight * gates.present_values(touch.axis)[owner.to(weight.device)].view(shape)
+        return weight
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -102,26 +147,36 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def attach(model: nn.Module, gates: Gates) -> None:
-    """Puts the gates on the model: its weights become parametrised, its norms mindful of gates."""
+    """Puts the gates on the model: its weights become parametrised, its norms mindful of who is present."""
+    touches: dict[str, list[_Touch]] = {}
     for axis in gates.axes:
-        for site in axis.gates:
-            path, leaf = _split(site.parameter)
-            module = model.get_submodule(path)
-            weight = getattr(module, leaf)
-            length = axis.size if site.dim is None else weight.shape[site.dim]
-            owner = site.members(axis.size, length) if site.dim is not None else torch.zeros(1, dtype=torch.long)
-            assert bool((owner >= 0).all()), f"{site.parameter}: a gated dimension belongs to its axis as a whole"
-            gated = _GatedWeight(gates, axis, site.dim, owner.to(weight.device))
-            parametrize.register_parametrization(module, leaf, gated)
+        for piece in dict.fromkeys((*axis.slices, *axis.gates)):
+            gated = piece in axis.gates
+            if not gated and (piece.dim is None or axis.positions is not None):
+                continue  # goes at removal only
+            parameter = model.get_parameter(piece.parameter)
+            owner = torch.zeros(1, dtype=torch.long)
+            if piece.dim is not None:
+                owner = piece.members(axis.size, parameter.shape[piece.dim])
+            assert not gated or bool((owner >= 0).all()), f"{piece.parameter}: gates cover a dimension as a whole"
+            touches.setdefault(piece.parameter, []).append(_Touch(axis.name, piece.dim, owner, gated))
         for path in axis.norms:
-            parent, leaf = _split(path)
-            norm = model.get_submodule(path)
-            assert isinstance(norm, nn.LayerNorm)
-            setattr(model.get_submodule(parent), leaf, KeptLayerNorm(norm, partial(gates.is_open, axis.name)))
+            _replace(model, path, partial(KeptLayerNorm, kept=partial(gates.is_open, axis.name)))
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.GroupNorm) and f"{path}.weight" in touches:
+            _replace(model, path, KeptGroupNorm)
+    for name, found in touches.items():
+        path, leaf = _split(name)
+        parametrize.register_parametrization(model.get_submodule(path), leaf, _Gated(gates, found))
+
+
+def _replace(model: nn.Module, path: str, new: Callable[[Any], nn.Module]) -> None:
+    parent, leaf = _split(path)
+    setattr(model.get_submodule(parent), leaf, new(model.get_submodule(path)))
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a gated model as if it had never been gated, with the current gates multiplied in."""
+    """The state dict of a gated model as if it had never been gated, with the gates of `evaluate` multiplied in."""
     state = {name: value.detach() for name, value in model.state_dict().items() if ".parametrizations." not in name}
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
