@@ -8,6 +8,7 @@ from torch import nn
 
 from diminuendo.families import family_of
 from diminuendo.modules.kept_norm import KeptLayerNorm
+from diminuendo.pruning import gating
 from diminuendo.pruning.gating import LOG_ALPHA_BOUND, Gates, attach, plain_state
 from tiny import VARIANTS, audio, tiny_model
 
@@ -48,8 +49,12 @@ def test_gradient_reaches_the_gates_of_every_axis(family: str, style: str) -> No
     assert without == []
 
 
+@pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
-def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradients(family: str, style: str) -> None:
+def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradients(
+    family: str, style: str, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gating, "PRESENT_MULTIPLE", multiple)
     _, student, gates = gated(tiny_model(family, style))
     with torch.no_grad():
         gates.log_alpha.normal_(0.0, 4.0, generator=torch.Generator().manual_seed(0))
@@ -73,9 +78,10 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     gates.sample(0)
     feed_forward = student.encoder.layers[0].feed_forward
     opened = int((gates.values[gates.of("encoder.layers.0.feed_forward.neurons")] > 0).sum())
-    assert feed_forward.output_dense.weight.shape[1] == opened < feed_forward.output_dense.in_features
+    width = feed_forward.output_dense.weight.shape[1]
+    assert width == -(-opened // multiple) * multiple < feed_forward.output_dense.in_features
     assert student.encoder.layers[1].feed_forward.output_dense.weight.shape[1] == 1
-    assert len(student.feature_extractor.conv_layers[2].conv.weight) == 3
+    assert len(student.feature_extractor.conv_layers[2].conv.weight) == max(3, multiple * (style == "base"))
     narrow = states_and_gradients()
     gates.sample(0)
     gates.present = dict.fromkeys(gates.present)

@@ -202,7 +202,7 @@ class Loop:
     def _train(self, stage: Stage, batches: TrainingBatches) -> None:
         module = self.accelerator.prepare_model(stage.module)
         stage.module.train()
-        optimizer = _optimizer(stage)
+        optimizer = make_optimizer(stage)
         start = self._restore(stage, optimizer, batches)
         clipped = [p for group in stage.groups if group.clipped for p in group.parameters]
         accumulate = self.training.accumulate
@@ -324,7 +324,7 @@ def carry_out(
     return run.result or result
 
 
-def _optimizer(stage: Stage) -> torch.optim.Optimizer:
+def make_optimizer(stage: Stage) -> torch.optim.Optimizer:
     groups = [
         {
             "params": list(group.parameters),
