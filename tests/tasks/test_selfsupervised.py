@@ -7,6 +7,7 @@ from diminuendo.errors import UserError
 from diminuendo.families import family_of, model_inputs
 from diminuendo.tasks import selfsupervised
 from diminuendo.tasks.selfsupervised import (
+    ClipHead,
     ClusterHead,
     Clusters,
     FrameGrid,
@@ -26,6 +27,7 @@ from tiny import VARIANTS, audio, tiny_config, tiny_model
 
 EXTRACTOR = Wav2Vec2FeatureExtractor(do_normalize=True)
 GRID = FrameGrid(320, 400)
+SCALE = Scale(torch.full((80,), -3.0), torch.full((80,), 2.0))
 DROPPING = {"hidden_dropout": 0.5, "layerdrop": 0.5, "mask_time_prob": 0.5, "mask_time_length": 2}
 
 
@@ -44,7 +46,7 @@ def objective(model=None, features=None, **changes):
     model = tiny_model() if model is None else model
     features = (lambda inputs: cepstral_frames(inputs, GRID)) if features is None else features
     return MaskedPrediction(
-        model, EXTRACTOR, features, some_clusters(), **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
+        model, EXTRACTOR, features, some_clusters(), scale=SCALE, **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
     ).train()
 
 
@@ -190,7 +192,7 @@ def test_in_training_nothing_but_the_drawn_mask_is_random(family, style):
 
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
 def test_masked_prediction_trains_every_parameter(family, style):
-    module = objective(tiny_model(family, style))
+    module = objective(tiny_model(family, style), clip_weight=1.0)
     loss_of(module, audio(4))["loss"].backward()
     assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -199,7 +201,7 @@ def test_the_loss_is_the_cross_entropy_of_masked_frames():
     module, inputs = objective(), inputs_of(audio())
     targets = module.clusters.nearest(cepstral_frames(inputs, GRID))
     mask = module.mask(torch.tensor([24, 24]), 24, draw=2)
-    states = family_of(module.model).hidden_states(module.model, {**inputs, "mask_time_indices": mask})[-1]
+    states = family_of(module.student).hidden_states(module.student, {**inputs, "mask_time_indices": mask})[-1]
     losses = F.cross_entropy(module.head(states).transpose(1, 2), targets, reduction="none")
     right = module.head(states).argmax(-1) == targets
     scalars = loss_of(module, audio(), draw=2)
@@ -225,23 +227,56 @@ def test_logits_are_cosines_over_the_temperature():
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
 def test_the_warm_up_trains_the_front_end_alone(family, style):
     model = tiny_model(family, style)
-    module = FrontEndObjective(model, EXTRACTOR, Scale(torch.zeros(80), torch.ones(80))).train()
+    module = FrontEndObjective(model, EXTRACTOR, SCALE, clip_weight=1.0).train()
     loss_of(module, audio())["loss"].backward()
+    assert [name for name, p in module.named_parameters() if "head" in name and p.grad is None] == []
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {"feature_extractor", "feature_projection"}
 
 
 def test_the_warm_up_loss_is_the_mean_square_over_the_clips_own_frames():
     model = tiny_model(style="large")
-    scale = Scale(torch.full((80,), -3.0), torch.full((80,), 2.0))
-    module = FrontEndObjective(model, EXTRACTOR, scale).train()
+    module = FrontEndObjective(model, EXTRACTOR, SCALE).train()
     torch.nn.init.zeros_(module.head.weight)
     torch.nn.init.zeros_(module.head.bias)
     waveforms, lengths = audio(2, 6_000), [6_000, 3_000]
     waveforms[1, 3_000:] = 0
-    target = scale(log_mel_frames(inputs_of(waveforms, lengths), GRID))
+    target = SCALE(log_mel_frames(inputs_of(waveforms, lengths), GRID))
     own = torch.cat([target[0], target[1, :9]])  # (3000 - 400) // 320 + 1
     assert torch.allclose(module(waveforms, torch.tensor(lengths), 0, 0)["loss"], own.square().mean())
+
+
+def test_a_clips_statistics_are_those_of_its_own_frames_and_met_by_the_head_that_gives_them():
+    bands, counts = torch.randn(2, 12, 80), torch.tensor([12, 5])
+    head = ClipHead(16, SCALE)
+    torch.nn.init.zeros_(head.head.weight)
+    own = [SCALE(bands[0]), SCALE(bands[1, :5])]
+    statistics = [torch.cat([clip.mean(0), clip.std(0, correction=0)]) for clip in own]
+    for i, wanted in enumerate(statistics):
+        with torch.no_grad():
+            head.head.bias.copy_(wanted)
+        missed = (statistics[1 - i] - wanted).square().mean() / 2
+        assert torch.allclose(head(torch.randn(2, 12, 16), bands, counts), missed, rtol=1e-4)
+
+
+def test_a_clips_statistics_do_not_depend_on_states_of_padding():
+    states, bands, counts = torch.randn(2, 12, 16), torch.randn(2, 12, 80), torch.tensor([12, 5])
+    head = ClipHead(16, SCALE)
+    padded = states.clone()
+    padded[1, 5:] = 100.0
+    assert torch.equal(head(padded, bands, counts), head(states, bands, counts))
+    assert not torch.equal(head(padded, bands, torch.tensor([12, 6])), head(states, bands, torch.tensor([12, 6])))
+
+
+def test_the_clip_weight_adds_that_much_of_the_clip_loss():
+    for make in (lambda w: objective(clip_weight=w), lambda w: FrontEndObjective(tiny_model(), EXTRACTOR, SCALE, w)):
+        torch.manual_seed(0)
+        module = make(3.0)
+        scalars = loss_of(module, audio())
+        main = "masked" if "masked" in scalars else "frame"
+        assert torch.allclose(scalars["loss"], scalars[main] + 3.0 * scalars["clip"])
+        module.clip_weight = 0.0
+        assert torch.equal(loss_of(module, audio())["loss"], scalars[main])
 
 
 def test_the_tiny_models_of_these_tests_drop_and_mask_in_training_mode():

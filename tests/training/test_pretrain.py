@@ -15,6 +15,7 @@ from diminuendo.families import load
 from diminuendo.training import pretrain as pretraining
 from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
 from diminuendo.training.loop import LoopConfig, warm_up_hold_decay
+from diminuendo.training.own_prediction import encoder_of, own_prediction
 from diminuendo.training.pretrain import PretrainConfig, pretrain
 from diminuendo.training.run import Run
 
@@ -112,6 +113,7 @@ def test_the_result_has_sizes_steps_and_accuracies(finished):
         "skipped": result["skipped"],
         "out": str(out),
         "seconds": result["seconds"],
+        "cpu_seconds": result["cpu_seconds"],
     }
     assert list(result["accuracy"]) == ["iteration_1", "iteration_2"]
     assert json.loads((out / "result.json").read_text()) == result
@@ -125,20 +127,49 @@ def test_what_is_written_is_an_ordinary_transformers_model(finished):
     assert AutoFeatureExtractor.from_pretrained(finished[0]).do_normalize
 
 
-def test_centres_and_class_embeddings_of_both_iterations_are_kept(finished):
-    shapes = {name: list(tensor.shape) for name, tensor in load_file(finished[0] / "clusters.safetensors").items()}
-    assert shapes == {
+def test_what_labels_were_made_with_is_kept(finished):
+    tensors = load_file(finished[0] / "clusters.safetensors")
+    model = {name for name in tensors if name.startswith("iteration_2.model.")}
+    assert len(model) == len(load(finished[0]).state_dict()) - 16  # the teacher had one layer of two
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items() if name not in model}
+    assert shapes == {"log_mel.mean": [80], "log_mel.deviation": [80]} | {
         f"{iteration}.{name}": shape
         for iteration, dim in (("iteration_1", 39), ("iteration_2", 16))
         for name, shape in {
             "mean": [dim],
             "deviation": [dim],
             "centres": [5, dim],
-            "projection.weight": [256, 16],
-            "projection.bias": [256],
-            "embeddings": [5, 256],
+            "head.projection.weight": [256, 16],
+            "head.projection.bias": [256],
+            "head.embeddings": [5, 256],
+            "clip_heads.0.head.weight": [160, 16],
+            "clip_heads.0.head.bias": [160],
+            "clip_heads.1.head.weight": [160, 16],
+            "clip_heads.1.head.bias": [160],
         }.items()
     }
+
+
+def test_the_objective_of_the_last_iteration_can_be_taken_up_again(cuts, tmp_path, monkeypatch):
+    seen = []
+    run = pretraining._Stages._run
+
+    def spy(stages, name, objective, parameters):
+        run(stages, name, objective, parameters)
+        seen.append(objective)
+
+    monkeypatch.setattr(pretraining._Stages, "_run", spy)
+    pretrain("micro-hubert", cuts, tmp_path / "out", CONFIG, loop=LOOP)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    again = own_prediction(str(tmp_path / "out"), load(tmp_path / "out"), extractor, seed=CONFIG.seed + 2)
+    waveforms, lengths = torch.randn(2, 8_000), torch.tensor([8_000, 8_000])
+    expected, got = (objective(waveforms, lengths, 0, 5) for objective in (seen[-1], again))
+    assert {name: value.item() for name, value in got.items()} == {n: v.item() for n, v in expected.items()}
+
+
+def test_a_directory_without_labels_is_refused(tmp_path):
+    with pytest.raises(UserError, match="needs the labels of its pretraining"):
+        own_prediction(str(tmp_path), None, None, seed=0)
 
 
 def test_the_second_iteration_clusters_states_of_the_model_that_learned_the_first(cuts, tmp_path, monkeypatch):
@@ -152,7 +183,7 @@ def test_the_second_iteration_clusters_states_of_the_model_that_learned_the_firs
 
     monkeypatch.setattr(pretraining._Stages, "_states", spy)
     monkeypatch.setattr(pretraining._Stages, "_run", lambda *_: None)
-    monkeypatch.setattr(pretraining._Stages, "clusters", lambda _: {})
+    monkeypatch.setattr(pretraining._Stages, "labels", lambda _: {})
     monkeypatch.setattr(pretraining, "_final_accuracies", lambda _: {})
     pretrain("micro-hubert", cuts, tmp_path / "out", replace(CONFIG, target_layer=1), loop=LOOP)
     state, teacher = seen[0]
@@ -191,7 +222,10 @@ def test_without_a_warm_up_the_first_iteration_starts_at_once(cuts, tmp_path):
     config = replace(CONFIG, steps=4, front_end=0.0, iteration_1=1.0)
     result = pretrain("micro-hubert", cuts, tmp_path / "out", config, loop=LOOP)
     assert result["steps"] == {"front_end": 0, "iteration_1": 4, "iteration_2": 0}
-    assert {name.split(".")[0] for name in load_file(tmp_path / "out" / "clusters.safetensors")} == {"iteration_1"}
+    assert {name.split(".")[0] for name in load_file(tmp_path / "out" / "clusters.safetensors")} == {
+        "log_mel",
+        "iteration_1",
+    }
 
 
 def test_overwriting_removes_the_clusters_of_the_run_before(cuts, tmp_path):
@@ -228,8 +262,7 @@ def test_every_named_configuration_is_a_model_that_does_not_drop(name):
 
 
 def test_tiny_hubert_has_2_45_million_parameters(cuts):
-    torch.manual_seed(0)
-    model = pretraining._new_model(read_configuration("tiny-hubert"), seed=0)
+    model = encoder_of(read_configuration("tiny-hubert"))
     assert sum(p.numel() for p in model.parameters()) == 2_451_488
 
 

@@ -193,39 +193,79 @@ class _Objective(nn.Module):
 
     def __init__(self, model: Model, extractor: Any) -> None:
         super().__init__()
-        self.model, self.extractor = model, extractor
+        self.student, self.extractor = model, extractor
         self.grid = frame_grid(model.config, extractor.sampling_rate)
 
     def train(self, mode: bool = True) -> "_Objective":
         super().train(mode)
-        self.model.eval()
+        self.student.eval()
         return self
 
 
-class FrontEndObjective(_Objective):
-    """The convolutional front end and the projection after it, with a linear head, predict scaled log-mel bands."""
+class ClipHead(nn.Module):
+    """From the mean of a clip's states, linearly, the mean and deviation of its log-mel bands: voice, room, microphone.
 
-    def __init__(self, model: Model, extractor: Any, scale: Scale) -> None:
-        super().__init__(model, extractor)
+    What frames are trained on varies within clips, so nothing else asks a model to keep what all frames of a clip
+    share: without this, features know less of the speaker than log-mel bands do.
+    """
+
+    def __init__(self, hidden_size: int, scale: Scale) -> None:
+        super().__init__()
         self.scale = scale
+        self.head = nn.Linear(hidden_size, 2 * NUM_BANDS)
+
+    def forward(
+        self,
+        states: Float[Tensor, "batch frames dim"],
+        bands: Float[Tensor, "batch frames bands"],
+        counts: Int[Tensor, " batch"],
+    ) -> Float[Tensor, ""]:
+        """The mean squared error, in units of each band's variance over frames."""
+        valid = (torch.arange(bands.shape[1], device=counts.device) < counts[:, None])[..., None]
+
+        def mean(frames: Tensor) -> Tensor:
+            return frames.masked_fill(~valid, 0.0).sum(1) / counts.clamp(min=1)[:, None]
+
+        target = self.scale(bands)
+        level = mean(target)
+        spread = mean((target - level[:, None]).square()).sqrt()
+        found = self.head(mean(states)).float()
+        error: Tensor = found - torch.cat([level, spread], dim=-1)
+        return error.square().mean()
+
+
+class FrontEndObjective(_Objective):
+    """The convolutional front end and the projection after it, with a linear head, predict scaled log-mel bands.
+
+    And `clip_weight` times a clip's statistics, see ClipHead.
+    """
+
+    def __init__(self, model: Model, extractor: Any, scale: Scale, clip_weight: float = 0.0) -> None:
+        super().__init__(model, extractor)
+        self.scale, self.clip_weight = scale, clip_weight
         self.head = nn.Linear(model.config.hidden_size, NUM_BANDS)
+        self.clip_head = ClipHead(model.config.hidden_size, scale)
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
-        """`loss`, the mean squared error in units of each band's variance, over the clips' own frames."""
+        """`loss` = `frame` + clip_weight x `clip`: mean squared errors in units of each band's variance."""
         inputs = model_inputs(self.extractor, waveforms, lengths)
-        target = self.scale(log_mel_frames(inputs, self.grid))
-        features = self.model.feature_extractor(inputs["input_values"]).transpose(1, 2)
-        projected = self.model.feature_projection(features)
+        bands = log_mel_frames(inputs, self.grid)
+        features = self.student.feature_extractor(inputs["input_values"]).transpose(1, 2)
+        projected = self.student.feature_projection(features)
         projected = projected[0] if isinstance(projected, tuple) else projected
-        valid = torch.arange(target.shape[1], device=lengths.device) < self.grid.counts(lengths)[:, None]
-        return {"loss": (self.head(projected).float() - target)[valid].square().mean()}
+        counts = self.grid.counts(lengths)
+        valid = torch.arange(bands.shape[1], device=lengths.device) < counts[:, None]
+        frame = (self.head(projected).float() - self.scale(bands))[valid].square().mean()
+        clip = self.clip_head(projected, bands, counts)
+        return {"loss": frame + self.clip_weight * clip, "frame": frame, "clip": clip}
 
 
 class MaskedPrediction(_Objective):
-    """Cross-entropy of the clusters of masked frames.
+    """Cross-entropy of the clusters of masked frames, and `clip_weight` times a clip's statistics, see ClipHead.
 
     features: what was clustered. The mask of a batch, a `fraction` of its frames in spans of
-    `span`, depends on `seed` and `draw` alone.
+    `span`, depends on `seed` and `draw` alone. The clip's statistics are predicted from the feature projection, which
+    sees no mask, and from the layer in the middle.
     """
 
     def __init__(
@@ -238,11 +278,15 @@ class MaskedPrediction(_Objective):
         fraction: float,
         span: int,
         seed: int,
+        scale: Scale,
+        clip_weight: float = 0.0,
     ) -> None:
         super().__init__(model, extractor)
-        self.features, self.clusters = features, clusters
+        self.features, self.clusters, self.clip_weight = features, clusters, clip_weight
         self.fraction, self.span, self.seed = fraction, span, seed
         self.head = ClusterHead(model.config.hidden_size, len(clusters.centres))
+        self.clip_layers = (0, model.config.num_hidden_layers // 2)
+        self.clip_heads = nn.ModuleList(ClipHead(model.config.hidden_size, scale) for _ in self.clip_layers)
 
     def mask(self, counts: Int[Tensor, " batch"], frames: int, draw: int) -> Bool[Tensor, "batch frames"]:
         # Torch's generator on the CPU takes 32 bits of a seed: mix, do not shift.
@@ -251,12 +295,17 @@ class MaskedPrediction(_Objective):
         return span_mask(counts, frames, self.fraction, self.span, generator)
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
-        """`loss` and `accuracy`, both over masked frames."""
+        """`loss` = `masked` + clip_weight x `clip`; `masked` and `accuracy` are over masked frames."""
         inputs = model_inputs(self.extractor, waveforms, lengths)
         targets = self.clusters.nearest(self.features(inputs))
-        mask = self.mask(self.grid.counts(lengths), targets.shape[1], draw)
-        states = family_of(self.model).hidden_states(self.model, {**inputs, "mask_time_indices": mask})
+        counts = self.grid.counts(lengths)
+        mask = self.mask(counts, targets.shape[1], draw)
+        states = family_of(self.student).hidden_states(self.student, {**inputs, "mask_time_indices": mask})
         logits, wanted = self.head(states[-1][mask]), targets[mask]
         count = max(1, len(wanted))  # a batch of a few very short clips may have no masked frame
-        loss = F.cross_entropy(logits, wanted, reduction="sum") / count
-        return {"loss": loss, "accuracy": (logits.detach().argmax(-1) == wanted).sum() / count}
+        masked = F.cross_entropy(logits, wanted, reduction="sum") / count
+        bands = log_mel_frames(inputs, self.grid)
+        heads = zip(self.clip_heads, self.clip_layers, strict=True)
+        clip = torch.stack([head(states[layer], bands, counts) for head, layer in heads]).mean()
+        accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
+        return {"loss": masked + self.clip_weight * clip, "masked": masked, "clip": clip, "accuracy": accuracy}

@@ -20,7 +20,7 @@ from diminuendo.data.batching import TrainingBatches
 from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import FAMILIES, Model, model_inputs
+from diminuendo.families import model_inputs
 from diminuendo.profiling.count import count_parameters
 from diminuendo.profiling.latency import peak_memory_mb
 from diminuendo.tasks.selfsupervised import (
@@ -47,6 +47,8 @@ from diminuendo.training.loop import (
     carry_out,
     warm_up_hold_decay,
 )
+from diminuendo.training.own_prediction import FILE as LABELS
+from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of
 
@@ -63,7 +65,8 @@ class PretrainConfig(TrainingConfig):
     steps: of all stages together; front_end, iteration_1: fractions of them, the rest is iteration 2.
     A batch's clips are cropped to the shortest. masked: the fraction of masked frames, in spans of `span` frames (of
     20 ms). target_layer: whose states iteration 2 clusters, None for the middle one. cluster_seconds: of audio, from
-    which cluster centres are found. warm_up, decay: fractions of a stage's steps in which its learning rate rises and
+    which cluster centres are found. clip_weights: of the loss that asks for a clip's statistics (see ClipHead), in the
+    warm-up and in the iterations. warm_up, decay: fractions of a stage's steps in which its learning rate rises and
     falls.
 
     The defaults are for tiny models and short runs; HuBERT Base had spans of 10 and a learning rate of 5e-4.
@@ -77,6 +80,7 @@ class PretrainConfig(TrainingConfig):
     num_clusters: int = 100
     cluster_seconds: float = 1800.0
     target_layer: int | None = None
+    clip_weights: tuple[float, float] = (5.0, 5.0)
     masked: float = 0.5
     span: int = 5
     front_end_learning_rate: float = 4e-3
@@ -116,9 +120,11 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains the encoder that `name` describes (see `read_configuration`) on audio alone and writes it to `out`.
 
-    Beside the model, clusters.safetensors has for each iteration k-means' `centres` (of frames scaled by `mean` and
-    `deviation`), and the head's `projection` and class `embeddings`. The result has `params`, by stage the `steps` and
-    the final `accuracy` on masked frames, `skipped`, `seconds` and `out`; it is kept as result.json.
+    Beside the model, clusters.safetensors has what its labels were made with, so that training can go on: for each
+    iteration k-means' `centres` (of frames scaled by `mean` and `deviation`), the heads (`head.projection`, class
+    embeddings `head.embeddings`), for the second the `model` whose states were clustered. The result has `params`, by
+    stage the `steps` and the final `accuracy` on masked frames, `skipped`, `seconds` and `out`; it is kept as
+    result.json.
 
     Raises UserError for an unknown configuration, and for a directory that holds something else.
     """
@@ -140,7 +146,7 @@ def pretrain(
         }
 
         def write() -> None:
-            save_file(stages.clusters(), out / "clusters.safetensors")
+            save_file(stages.labels(), out / LABELS)
             save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, asdict(config)))
 
         return result, write
@@ -183,19 +189,14 @@ def _identity(name: str, model_config: Any, cuts: CutSet, config: PretrainConfig
     }
 
 
-def _new_model(model_config: Any, seed: int) -> Model:
-    torch.manual_seed(seed)
-    cls: Any = FAMILIES[model_config.model_type].encoder_class
-    return cls(model_config).eval()
-
-
 class _Stages:
     """The stages of one pretraining. What a stage was given, and what it leaves, is in the loop's `carried`."""
 
     def __init__(self, trainer: Loop, model_config: Any, cuts: CutSet, config: PretrainConfig) -> None:
         self.trainer, self.cuts, self.config = trainer, cuts, config
         self.device = trainer.accelerator.device
-        self.model = _new_model(model_config, config.seed).to(self.device)
+        torch.manual_seed(config.seed)
+        self.model = encoder_of(model_config).to(self.device)
         if self.device.type == "cpu" and config.precision == "bf16":
             # torch 2.13: there the backward pass of the fused attention takes a third of a tiny model's step
             self.model.set_attn_implementation("eager")
@@ -216,15 +217,21 @@ class _Stages:
             self.front_end() if name == "front_end" else self.iteration(name)
 
     def front_end(self) -> None:
+        scale = self._log_mel_scale()
+        torch.manual_seed(self.config.seed)
+        weight = self.config.clip_weights[0]
+        objective = FrontEndObjective(self.model, self.extractor, scale, weight).to(self.device)
+        heads = (objective.head, objective.clip_head)
+        parts = (self.model.feature_extractor, self.model.feature_projection, *heads)
+        self._run("front_end", objective, [p for part in parts for p in part.parameters()])
+
+    def _log_mel_scale(self) -> Scale:
         carried = self.trainer.carried
         if "log_mel" not in carried:
             features = partial(log_mel_frames, grid=self.grid)
             scale = fit_scale(torch.cat(list(self._frames(features, SCALE_SECONDS))))
             carried["log_mel"] = {"mean": scale.mean, "deviation": scale.deviation}
-        torch.manual_seed(self.config.seed)
-        objective = FrontEndObjective(self.model, self.extractor, Scale(**carried["log_mel"])).to(self.device)
-        parts = (self.model.feature_extractor, self.model.feature_projection, objective.head)
-        self._run("front_end", objective, [p for part in parts for p in part.parameters()])
+        return Scale(**carried["log_mel"])
 
     def iteration(self, name: str) -> None:
         """One round of masked prediction: of clusters of cepstra, then of states of the model that learned these."""
@@ -234,6 +241,7 @@ class _Stages:
         if "clusters" not in kept:
             frames = self._frames(features, config.cluster_seconds)
             kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()
+        scale = self._log_mel_scale()
         torch.manual_seed(config.seed + STAGES.index(name))
         objective = MaskedPrediction(
             self.model,
@@ -243,9 +251,12 @@ class _Stages:
             fraction=config.masked,
             span=config.span,
             seed=config.seed + STAGES.index(name),
+            scale=scale,
+            clip_weight=config.clip_weights[1],
         ).to(self.device)
         self._run(name, objective, list(objective.parameters()))
-        kept["head"] = {key: value.detach().cpu() for key, value in objective.head.state_dict().items()}
+        state = objective.state_dict()
+        kept["heads"] = {key: state[key].detach().cpu() for key in state if not key.startswith("student.")}
 
     def _cepstra(self) -> FrameFeatures:
         return partial(cepstral_frames, grid=self.grid)
@@ -253,9 +264,7 @@ class _Stages:
     def _states(self, kept: dict[str, Any]) -> FrameFeatures:
         """Of a frozen copy of the model, up to the target layer, as it was at the end of the last iteration."""
         depth = self.model.config.num_hidden_layers
-        shallow = type(self.model.config).from_dict(self.model.config.to_dict())
-        shallow.num_hidden_layers = self.config.target_layer or (depth + 1) // 2
-        teacher = _new_model(shallow, self.config.seed)
+        teacher = encoder_of(self.model.config, self.config.target_layer or (depth + 1) // 2)
         if "teacher" not in kept:
             state = self.model.state_dict()
             kept["teacher"] = {key: state[key].detach().cpu().clone() for key in teacher.state_dict()}
@@ -289,14 +298,14 @@ class _Stages:
         finally:
             batches.close()
 
-    def clusters(self) -> dict[str, Tensor]:
-        """Of each iteration: the centres, and the head that learned to tell them apart."""
-        return {
-            f"{name}.{key}": value
-            for name in STAGES[1:]
-            if (kept := self.trainer.carried.get(name))
-            for key, value in (kept["clusters"] | kept["head"]).items()
-        }
+    def labels(self) -> dict[str, Tensor]:
+        """Of each iteration the clusters, the encoder whose states they are of, and the heads that learned them."""
+        found = {f"log_mel.{key}": value for key, value in self.trainer.carried["log_mel"].items()}
+        for name in STAGES[1:]:
+            if kept := self.trainer.carried.get(name):
+                model = {f"model.{key}": value for key, value in kept.get("teacher", {}).items()}
+                found |= {f"{name}.{key}": value for key, value in (kept["clusters"] | kept["heads"] | model).items()}
+        return found
 
 
 def _final_accuracies(log: Path) -> dict[str, float]:

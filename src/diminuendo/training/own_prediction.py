@@ -1,0 +1,81 @@
+"""The objective that a model was pretrained with, to go on with it: what pruning without a teacher minimises."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diminuendo.errors import UserError
+from diminuendo.families import FAMILIES, Model
+from diminuendo.tasks.selfsupervised import (
+    FrameFeatures,
+    MaskedPrediction,
+    Scale,
+    cepstral_frames,
+    clusters_of,
+    frame_grid,
+    layer_frames,
+)
+from diminuendo.training.configurations import read_configuration
+
+FILE = "clusters.safetensors"
+
+
+def encoder_of(config: Any, layers: int | None = None) -> Model:
+    """An encoder with fresh weights, of the configuration's first layers if `layers` says how many."""
+    shallow = type(config).from_dict(config.to_dict())
+    shallow.num_hidden_layers = config.num_hidden_layers if layers is None else layers
+    cls: Any = FAMILIES[config.model_type].encoder_class
+    encoder: Model = cls(shallow).eval()
+    return encoder
+
+
+def own_prediction(directory: str | None, model: Model, extractor: Any, seed: int) -> MaskedPrediction:
+    """Masked prediction as in the last iteration of the pretraining in `directory`, its heads included, of `model`.
+
+    Raises UserError if `pretrain` did not make the directory.
+    """
+    path = Path(directory or "") / FILE
+    if not path.is_file():
+        raise UserError(
+            f"MODEL {directory}: masked prediction needs the labels of its pretraining ({FILE}), which `diminuendo "
+            "pretrain` writes beside a model"
+        )
+    tensors = load_file(path)
+    config = json.loads((path.parent / "run.json").read_text())["config"]
+    name = "iteration_2" if any(key.startswith("iteration_2.") for key in tensors) else "iteration_1"
+    kept = _under(name, tensors)
+    objective = MaskedPrediction(
+        model,
+        extractor,
+        _features(_under("model", kept), read_configuration(str(path.parent)), extractor),
+        clusters_of(kept),
+        fraction=config["masked"],
+        span=config["span"],
+        seed=seed,
+        scale=Scale(**_under("log_mel", tensors)),
+        clip_weight=config["clip_weights"][1],
+    )
+    objective.head.load_state_dict(_under("head", kept))
+    objective.clip_heads.load_state_dict(_under("clip_heads", kept))
+    return objective
+
+
+def _features(labels: Mapping[str, Tensor], config: Any, extractor: Any) -> FrameFeatures:
+    """What was clustered: the states of a frozen encoder, or without one cepstra."""
+    if not labels:
+        return partial(cepstral_frames, grid=frame_grid(config, extractor.sampling_rate))
+    depth = 1 + max(int(key.split(".")[2]) for key in labels if key.startswith("encoder.layers."))
+    with torch.device("meta"):
+        encoder = encoder_of(config, depth)
+    encoder.load_state_dict(dict(labels), assign=True)
+    return partial(layer_frames, encoder.requires_grad_(False))
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
