@@ -19,6 +19,8 @@ def test_it_is_the_widest_that_fits_with_the_depth_and_the_front_end_of_its_teac
     student = deep_thin(teacher, budget)
     wider = type(teacher)(thin_config(teacher.config, student.config.hidden_size + 4))
     assert size(student) <= budget < size(wider)
+    neuron_a_layer = student.config.num_hidden_layers * (2 * student.config.hidden_size + 1)
+    assert budget - size(student) < neuron_a_layer
     assert student.config.num_hidden_layers == teacher.config.num_hidden_layers
     with torch.inference_mode():
         assert torch.equal(student.feature_extractor(audio()), teacher.feature_extractor(audio()))

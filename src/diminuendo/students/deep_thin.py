@@ -11,25 +11,27 @@ from diminuendo.families import Model, family_of
 
 
 def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
-    """The widest encoder of the teacher's depth, heads and front end with at most `params` parameters, fresh weights.
+    """An encoder of the teacher's depth, heads and front end with at most `params` parameters, fresh weights.
 
-    The feed-forward width keeps its ratio to the width. The front end's convolutions are the teacher's, weights
-    included (the published deep student draws them anew): from random ones short trainings do not recover.
+    It is the widest whose feed-forward width keeps its ratio to the width; what room is left then goes to the
+    feed-forward width, so the student falls short of `params` by less than one neuron a layer. The front end's
+    convolutions are the teacher's, weights included (the published deep student draws them anew): from random ones
+    short trainings do not recover.
 
     Raises UserError if not even the narrowest student fits.
     """
     config = teacher.config
     step = math.lcm(config.num_attention_heads, config.num_conv_pos_embedding_groups)
-    fitting = None
+    fitting, room = None, 0.0
     for width in range(step, config.hidden_size + 1, step):
         candidate = thin_config(config, width)
-        with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in _fresh(teacher, candidate).parameters())
-        if size > params:
+        left = params - _size(teacher, candidate)
+        if left < 0:
             break
-        fitting = candidate
+        fitting, room = candidate, left
     if fitting is None:
         raise UserError(f"a student of {params:,.0f} parameters: even width {step} has more; allow more parameters")
+    fitting.intermediate_size += int(room / (config.num_hidden_layers * (2 * fitting.hidden_size + 1)))
     torch.manual_seed(seed)
     student = _fresh(teacher, fitting)
     base = family_of(teacher).encoder(teacher)
@@ -43,6 +45,11 @@ def thin_config(config: Any, width: int) -> Any:
     thin.hidden_size = width
     thin.intermediate_size = round(config.intermediate_size * width / config.hidden_size)
     return thin
+
+
+def _size(teacher: Model, config: Any) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in _fresh(teacher, config).parameters())
 
 
 def _fresh(teacher: Model, config: Any) -> Model:

@@ -1,0 +1,38 @@
+"""Importance by the size of weights."""
+
+import pytest
+import torch
+
+from diminuendo.families import family_of
+from diminuendo.importance import magnitude
+from tiny import VARIANTS, tiny_model
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_scores_compare_members_within_their_axis_by_all_that_goes_with_them(family: str, style: str) -> None:
+    model = family_of(tiny_model(family, style)).plain(tiny_model(family, style))
+    axes = {axis.name: axis for axis in family_of(model).axes(model)}
+    scores = magnitude(tuple(axes.values()), model.state_dict())
+    assert scores.keys() == axes.keys()
+    for name, axis in axes.items():
+        if axis.kind == "sublayer":
+            assert scores[name].tolist() == [torch.inf]
+        else:
+            assert scores[name].mean().item() == pytest.approx(1.0)
+    layer = model.encoder.layers[1].feed_forward
+    members = [
+        torch.cat([layer.intermediate_dense.weight[i], layer.intermediate_dense.bias[i : i + 1]]).abs().sum()
+        + layer.output_dense.weight[:, i].abs().sum()
+        for i in range(40)
+    ]
+    expected = torch.stack(members)
+    found = scores["encoder.layers.1.feed_forward.neurons"]
+    torch.testing.assert_close(found, (expected / expected.mean()).detach())
+
+
+def test_a_head_counts_with_all_four_projections() -> None:
+    model = family_of(tiny_model()).plain(tiny_model())
+    axes = family_of(model).axes(model)
+    with torch.no_grad():
+        model.encoder.layers[0].attention.k_proj.weight[8:16] += 100.0
+    assert magnitude(axes, model.state_dict())["encoder.layers.0.attention.heads"].argmax().item() == 1
