@@ -106,11 +106,12 @@ def joint(student: Any, teacher: Any, **settings: Any) -> JointObjective:
     gates = Gates(family.axes(plain))
     attach(plain, gates)
     distillation = HiddenDistillation((0, 1, 3), 32, 32)
+    objective = DistillationObjective(plain, teacher, Wav2Vec2FeatureExtractor(), distillation)
     budget = {"kind": "params", "total": cost.total("params"), "removed": 0.5, "ramp_steps": 10, **settings}
-    return JointObjective(plain, teacher, Wav2Vec2FeatureExtractor(), distillation, gates=gates, cost=cost, **budget)
+    return JointObjective(objective, gates=gates, cost=cost, **budget)
 
 
-def loss_of(objective: DistillationObjective, draw: int = 0) -> dict[str, torch.Tensor]:
+def loss_of(objective: torch.nn.Module, draw: int = 0) -> dict[str, torch.Tensor]:
     result: dict[str, torch.Tensor] = objective(0.1 * audio() + 0.2, LENGTHS, 0, draw)
     return result
 

@@ -1,5 +1,6 @@
 """Gates on a model: neutral at the start, learnable everywhere, drawn reproducibly."""
 
+import math
 from typing import Any
 
 import pytest
@@ -140,6 +141,13 @@ def test_a_selection_opens_exactly_its_members() -> None:
     selection = {axis.name: torch.arange(axis.size) % 2 == 0 for axis in gates.axes}
     gates.evaluate(selection)
     assert all(torch.equal(gates.is_open(name), members) for name, members in selection.items())
+
+
+def test_a_kind_of_axis_may_start_elsewhere() -> None:
+    gates = Gates(family_of(tiny_model()).axes(tiny_model()), drop_rate=0.01, drop_rates={"neurons": 0.5})
+    for axis in gates.axes:
+        start = float(gates.log_alpha.detach()[gates.of(axis.name)].mean())
+        assert start == pytest.approx(0.0 if axis.kind == "neurons" else math.log(99), abs=0.05)
 
 
 def test_log_alpha_stays_within_reach() -> None:

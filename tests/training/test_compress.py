@@ -86,6 +86,37 @@ def test_a_compressed_model_can_be_compressed_again(teacher_folder: Path, audio_
         diminuendo.load(tmp_path / "twice")(audio())
 
 
+def test_axes_of_a_fixed_kind_keep_their_members(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    fixed = ("channels", "groups", "sublayer")
+    result = compress(teacher_folder, audio_folder, tmp_path / "small", keep="params=0.6", fixed=fixed)
+    shape, full = result["shape"], result["full_shape"]
+    assert shape.keys() == full.keys()
+    changed = {name.rsplit(".", 1)[-1] for name in full if shape[name] != full[name]}
+    assert changed <= {"heads", "neurons"}
+    assert changed
+    assert 0.59 <= result["params"]["kept"] <= 0.6
+    sublayers = [name for name in full if name.endswith((".attention", ".feed_forward"))]
+    assert all(shape[name] == full[name] for name in sublayers)
+
+
+def test_a_model_can_be_pruned_by_its_own_objective_and_resumed(audio_folder: Path, tmp_path: Path) -> None:
+    api.pretrain("micro-hubert", audio_folder, tmp_path / "ssl", loop=QUIET, steps=8, num_clusters=3)
+    options = {"keep": "params=0.7", "objective": "masked_prediction"}
+    result = compress(tmp_path / "ssl", audio_folder, tmp_path / "whole", **options)
+    assert result["removal_error"] < 1e-4
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
+    assert [line["stage"] for line in lines if "masked" in line] == ["joint"] * 12 + ["distil"] * 6
+    assert not any("l1" in line for line in lines)
+    assert lines[0]["masked_prediction"] == pytest.approx(lines[0]["masked"] + 5 * lines[0]["clip"], rel=1e-4)
+
+
+def test_only_a_model_with_labels_has_an_objective_of_its_own(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="needs the labels of its pretraining"):
+        compress(teacher_folder, audio_folder, tmp_path / "small", objective="masked_prediction")
+
+
 @pytest.mark.parametrize("interrupted_at", [5, 12, 15])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     interrupted_at: int, teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +136,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
         with pytest.raises(Interrupted, match="--resume"):
             compress(teacher_folder, audio_folder, tmp_path / "parts", accumulate=2)
     assert not (tmp_path / "parts" / "config.json").exists()
-    compress(teacher_folder, audio_folder, tmp_path / "parts", accumulate=2, resume=True)
+    spent = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=False)["spent"]
+    result = compress(teacher_folder, audio_folder, tmp_path / "parts", accumulate=2, resume=True)
+    assert all(result[clock] > spent[clock] > 0 for clock in ("seconds", "cpu_seconds"))
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     logged = [(line["stage"], line["step"]) for line in map(json.loads, (tmp_path / "parts" / "log.jsonl").open())]
     assert logged == [("joint", i + 1) for i in range(12)] + [("distil", i + 1) for i in range(6)]
@@ -171,6 +204,9 @@ def test_a_dry_run_writes_nothing(teacher_folder: Path, audio_folder: Path, tmp_
         ({"seed": -1}, "--seed must be at least 0"),
         ({"ramp": 1.5}, "ramp is a fraction"),
         ({"drop_rate": 0.0}, "drop_rate must lie in"),
+        ({"neuron_drop_rate": 1.0}, "neuron_drop_rate must lie in"),
+        ({"objective": "ctc"}, "expected one of distillation, masked_prediction"),
+        ({"fixed": ("toes",)}, "fixed 'toes': expected some of channels, heads"),
         ({"cosine": "plain"}, "expected one of one_minus, log_sigmoid"),
         ({"nosuch": 1}, "unknown setting 'nosuch'"),
         ({"resume": True, "overwrite": True}, "contradict"),
@@ -276,7 +312,7 @@ def test_a_run_killed_between_its_last_steps_finishes_as_if_it_had_not_been(
             compress(teacher_folder, audio_folder, parts)
     result = compress(teacher_folder, audio_folder, parts, resume=True)
     assert weights(parts) == weights(whole)
-    differing = {"out", "seconds"}
+    differing = {"out", "seconds", "cpu_seconds"}
     assert {k: v for k, v in result.items() if k not in differing} == {
         k: v for k, v in expected.items() if k not in differing
     }

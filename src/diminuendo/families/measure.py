@@ -1,5 +1,6 @@
 """The cost model of a real model: parameter shapes read, positions per second of audio measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,13 +9,14 @@ from torch import nn
 from diminuendo.families.family import Model
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of
+from diminuendo.structure.axis import Axis
 from diminuendo.structure.cost import CostModel, cost_model
 
 SECONDS = 10.0
 
 
-def build_cost_model(model: Model) -> CostModel:
-    """Expected and exact cost of `model` (as its family's `plain` gives it) by axis sizes.
+def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostModel:
+    """Expected and exact cost of `model` (as its family's `plain` gives it) by the sizes of `axes` (None: all).
 
     MACs are those of a clip of 10 s, per second, as torch's flop counter counts them.
     """
@@ -43,4 +45,5 @@ def build_cost_model(model: Model) -> CostModel:
             hook.remove()
     frames = int(family.frame_lengths(model, torch.tensor([samples]))[0])
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    return cost_model(family.axes(model), shapes, positions, family.products(model, frames, SECONDS))
+    axes = family.axes(model) if axes is None else axes
+    return cost_model(axes, shapes, positions, family.products(model, frames, SECONDS))

@@ -7,7 +7,7 @@ gradient. So it is left out of the matrices, and the joint stage becomes faster 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,15 @@ class Gates(nn.Module):
     members whose gate is 0 do not; after `evaluate` all do, so that gates of 0 can be compared with removal.
     """
 
-    def __init__(self, axes: Sequence[Axis], *, drop_rate: float = 0.01, seed: int = 0) -> None:
+    def __init__(
+        self,
+        axes: Sequence[Axis],
+        *,
+        drop_rate: float = 0.01,
+        drop_rates: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """drop_rate: P(shut) at the start, about; drop_rates: those of kinds of axes that start elsewhere."""
         super().__init__()
         self.axes = tuple(axes)
         sizes = [axis.size for axis in self.axes]
@@ -49,8 +57,9 @@ class Gates(nn.Module):
         self.seed = seed
         # The noise breaks ties between members, nothing else.
         noise = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed)) * 0.01
-        start = hard_concrete.log_alpha_of_drop_rate(drop_rate)
-        self.log_alpha = nn.Parameter(start + noise)
+        rates = [(drop_rates or {}).get(axis.kind, drop_rate) for axis in self.axes]
+        start = torch.tensor([hard_concrete.log_alpha_of_drop_rate(rate) for rate in rates])
+        self.log_alpha = nn.Parameter(start.repeat_interleave(torch.tensor(sizes)) + noise)
         self.values: Float[Tensor, " members"] = torch.ones(sum(sizes))
         self.present: dict[str, Int[Tensor, " present"] | None] = dict.fromkeys(self.ranges)
 

@@ -22,7 +22,7 @@ from diminuendo.training.card import compression_card
 from diminuendo.training.loop import Loop, LoopConfig, carry_out, make_accelerator
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, fingerprint
-from diminuendo.training.two_stages import CompressConfig, Source, TwoStages, is_recogniser
+from diminuendo.training.two_stages import CompressConfig, Source, TwoStages, free_axes, is_recogniser
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,8 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     layers = default_layers(depth) if config.layers is None else config.layers
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
-    cost = build_cost_model(family_of(source.model).plain(source.model))
+    plain = family_of(source.model).plain(source.model)
+    cost = build_cost_model(plain, free_axes(plain, config.fixed))
     total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
     check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, layers, cost, total)
@@ -182,7 +183,7 @@ def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> d
         "removal_error": facts["removal_error"],
         "sampling_at_start": facts["sampling_at_start"],
         "shape": facts["shape"],
-        "full_shape": shape_of(job.cost.axes),
+        "full_shape": shape_of(job.stages.family.axes(job.stages.source.model)),
         "steps": [job.config.steps, job.config.second_stage_steps],
         "skipped": facts["skipped"],
         "out": str(out),

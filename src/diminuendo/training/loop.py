@@ -174,6 +174,14 @@ class Loop:
             run.truncate_log(self.saved.get("total_step", 0))
         self.carried: dict[str, Any] = self.saved.get("carried", {})
         self.skipped = Skipped()  # of all stages, so that a clip is named once
+        self._before: dict[str, float] = self.saved.get("spent", {"seconds": 0.0, "cpu_seconds": 0.0})
+        self._started = _clocks()
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Wall-clock and processor seconds of this process so far, those before a resumption included."""
+        now = _clocks()
+        return {name: round(self._before[name] + now[name] - self._started[name], 1) for name in now}
 
     @property
     def resumed_stage(self) -> str | None:
@@ -273,6 +281,7 @@ class Loop:
                 "batches": positions,
                 "random": torch.get_rng_state(),
                 "carried": self.carried,
+                "spent": self.spent,
             }
             save_checkpoint(self.run.checkpoint, state)
         self.accelerator.wait_for_everyone()
@@ -314,14 +323,18 @@ def carry_out(
     run.open_on(accelerator, resume=resume, overwrite=overwrite)
     if run.result is not None:
         return run.result
-    started = time.monotonic()
-    result, write = train(Loop(run, training, loop, accelerator))
+    trainer = Loop(run, training, loop, accelerator)
+    result, write = train(trainer)
     if accelerator.is_main_process:
         with clear_on_full_disk(run.checkpoint):
             write()
-        run.finish(result | {"seconds": round(time.monotonic() - started, 1)})
+        run.finish(result | trainer.spent)
     accelerator.wait_for_everyone()
     return run.result or result
+
+
+def _clocks() -> dict[str, float]:
+    return {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}
 
 
 def make_optimizer(stage: Stage) -> torch.optim.Optimizer:

@@ -58,19 +58,18 @@ def freeze_unused(student: Model) -> None:
         parameter.requires_grad_(id(parameter) in inside and not name.endswith("masked_spec_embed"))
 
 
-class JointObjective(DistillationObjective):
-    """Distillation while gates learn what can go: + l1 (s - t) + l2 (s - t)^2, s and t removed fractions of the cost.
+class JointObjective(nn.Module):
+    """An objective while gates learn what can go: + l1 (s - t) + l2 (s - t)^2, s and t removed fractions of the cost.
 
-    The target t rises linearly from 0 to `removed` over `ramp_steps` steps.
+    objective: gives `loss` and its parts, of a model on which `gates` are; `name`: what its loss is called beside the
+    sum. The target t rises linearly from 0 to `removed` over `ramp_steps` steps.
     """
 
     def __init__(
         self,
-        student: Model,
-        teacher: Model,
-        extractor: Any,
-        distillation: HiddenDistillation,
+        objective: nn.Module,
         *,
+        name: str = "distillation",
         gates: Gates,
         cost: CostModel,
         kind: CostKind,
@@ -78,10 +77,16 @@ class JointObjective(DistillationObjective):
         removed: float,
         ramp_steps: int,
     ) -> None:
-        super().__init__(student, teacher, extractor, distillation)
-        self.gates, self.multipliers = gates, Multipliers()
+        super().__init__()
+        self.objective, self.name, self.gates, self.multipliers = objective, name, gates, Multipliers()
         self.cost, self.kind, self.total = cost, kind, total
         self.removed, self.ramp_steps = removed, ramp_steps
+
+    @property
+    def student(self) -> Model:
+        """The model that the objective is of."""
+        student: Model = self.objective.student
+        return student
 
     def target(self, step: int) -> float:
         return self.removed * min(1.0, (step + 1) / max(1, self.ramp_steps))
@@ -91,15 +96,15 @@ class JointObjective(DistillationObjective):
         return self.cost.expected(self.kind, self.gates.open_probability) / self.total
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
+        """`loss` with the budget in it, the objective's own loss under `name`, and the parts of both."""
         self.gates.sample(draw)
-        losses = super().forward(waveforms, lengths, step, draw)
+        scalars = self.objective(waveforms, lengths, step, draw)
         kept, target = self.expected_kept(), self.target(step)
         budget = self.multipliers(1.0 - kept, target)
         return {
-            "loss": losses["loss"] + budget.to(losses["loss"].dtype),
-            "distillation": losses["loss"],
-            "l1": losses["l1"],
-            "cosine": losses["cosine"],
+            **scalars,
+            "loss": scalars["loss"] + budget.to(scalars["loss"].dtype),
+            self.name: scalars["loss"],
             "expected_kept": kept.detach(),
             "target_kept": torch.tensor(1.0 - target),
             "multiplier_1": self.multipliers.linear.detach(),

@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lhotse import CutSet
@@ -19,12 +19,17 @@ from diminuendo.families import Model, build, family_of, model_inputs
 from diminuendo.pruning.budget import Budget, parse_budget, select, selected_cost
 from diminuendo.pruning.gating import Gates, attach, plain_state
 from diminuendo.pruning.removal import remove
+from diminuendo.structure.axis import Axis, AxisKind
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import Shape, shape_of
+from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.loop import Group, Loop, Stage, TrainingConfig, constant, warm_up_then_decay
 from diminuendo.training.objective import DistillationObjective, JointObjective
+from diminuendo.training.own_prediction import own_prediction
 
 log = logging.getLogger(__name__)
+
+Objective = Literal["distillation", "masked_prediction"]
 
 REMOVAL_TOLERANCE = 1e-4
 WARN_OFF_BUDGET = 0.02
@@ -36,9 +41,13 @@ class CompressConfig(TrainingConfig):
 
     keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
+    objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
+    a model that `pretrain` has made.
     layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
+    fixed: kinds of axes that are left as they are, like ("channels",).
     gate_learning_rate, multiplier_learning_rate: None for 0.02, more in runs so short that gates could not close.
-    warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start.
+    warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start; those of
+    feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has 0.5).
     """
 
     keep: str = "params=0.25"
@@ -46,6 +55,8 @@ class CompressConfig(TrainingConfig):
     distil_steps: int | None = None
     crop_to_shortest: bool = True
     round_to: int = 8
+    objective: Objective = "distillation"
+    fixed: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
     cosine: CosineForm = "one_minus"
     cosine_weight: float = 1.0
@@ -57,6 +68,7 @@ class CompressConfig(TrainingConfig):
     distil_warm_up: float = 0.2
     ramp: float = 0.1
     drop_rate: float = 0.01
+    neuron_drop_rate: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,8 +78,13 @@ class CompressConfig(TrainingConfig):
         for name in ("warm_up", "distil_warm_up", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a fraction of a stage's steps, from 0 to 1; got {getattr(self, name)}")
-        if not 0 < self.drop_rate < 1:
-            raise UserError(f"drop_rate must lie in (0, 1), got {self.drop_rate}")
+        for name, rate in (("drop_rate", self.drop_rate), ("neuron_drop_rate", self.neuron_drop_rate)):
+            if rate is not None and not 0 < rate < 1:
+                raise UserError(f"{name} must lie in (0, 1), got {rate}")
+        if self.objective not in get_args(Objective):
+            raise UserError(f"objective {self.objective!r}: expected one of {', '.join(get_args(Objective))}")
+        if unknown := set(self.fixed) - set(get_args(AxisKind)):
+            raise UserError(f"fixed {min(unknown)!r}: expected some of {', '.join(get_args(AxisKind))}")
         if self.cosine not in get_args(CosineForm):
             raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
         if self.distil_steps is not None and self.distil_steps < 0:
@@ -128,21 +145,27 @@ class TwoStages:
             self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
         )
 
+    def _objective(self, student: Model) -> DistillationObjective | MaskedPrediction:
+        """What both stages minimise, with a fresh state."""
+        if self.config.objective == "masked_prediction":
+            return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
+        return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation())
+
     def _joint_objective(self) -> JointObjective:
-        student = self.family.plain(self.source.model)
-        gates = Gates(self.family.axes(student), drop_rate=self.config.drop_rate, seed=self.config.seed)
+        config, student = self.config, self.family.plain(self.source.model)
+        rates = {"neurons": config.neuron_drop_rate or config.drop_rate}
+        gates = Gates(free_axes(student, config.fixed), drop_rate=config.drop_rate, drop_rates=rates, seed=config.seed)
+        objective = self._objective(student)
         attach(student, gates)
         return JointObjective(
-            student,
-            self.teacher,
-            self.source.extractor,
-            self._distillation(),
+            objective,
+            name=config.objective,
             gates=gates,
             cost=self.cost,
-            kind=self.config.budget.kind,
+            kind=config.budget.kind,
             total=self.total,
-            removed=1.0 - self.config.budget.amount(self.total) / self.total,
-            ramp_steps=round(self.config.steps * self.config.ramp),
+            removed=1.0 - config.budget.amount(self.total) / self.total,
+            ramp_steps=round(config.steps * config.ramp),
         )
 
     def first(self, trainer: Loop) -> Model:
@@ -151,7 +174,7 @@ class TwoStages:
             return self._removed_again(trainer.carried)
         objective, config = self._joint_objective(), self.config
         at_start = self._sampling_at_start(objective.to(trainer.accelerator.device))
-        weights = _trained(objective.student, objective.distillation)
+        weights = _trained(objective.objective)
         multipliers = list(objective.multipliers.parameters())
         schedule = warm_up_then_decay(config.steps, config.warm_up)
         groups = [
@@ -171,8 +194,9 @@ class TwoStages:
         batch = self.check_batch
         device = objective.gates.log_alpha.device
         scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0)
-        log.info("sampling gates at the start costs a distillation loss of %.4f", scalars["distillation"])
-        return float(scalars["distillation"])
+        loss = float(scalars[objective.name])
+        log.info("with gates sampled at the start the %s loss is %.4f", objective.name.replace("_", " "), loss)
+        return loss
 
     def time_a_step(self, device: torch.device) -> float:
         """Seconds of one joint step on a real batch, the second of two; nothing is kept of them."""
@@ -195,18 +219,19 @@ class TwoStages:
         return seconds
 
     def _remove(self, objective: JointObjective) -> tuple[Model, dict[str, Any]]:
-        config, gates = self.config, objective.gates
+        config, gates, student = self.config, objective.gates, objective.student
         with torch.no_grad():
             expected = float(objective.expected_kept())
         scores = {axis.name: gates.log_alpha.detach()[gates.of(axis.name)].cpu() for axis in gates.axes}
         selection = select(self.cost, config.budget, self.total, scores, config.round_to)
         gates.evaluate(selection)
-        state = remove(gates.axes, plain_state(objective.student), selection)
-        shape: Shape = {**shape_before(self.source.model), **shape_of(gates.axes, selection)}
+        state = remove(gates.axes, plain_state(student), selection)
+        whole = shape_of(self.family.axes(student))
+        shape: Shape = {**whole, **shape_before(self.source.model), **shape_of(gates.axes, selection)}
         removed = build(
             self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model)
         )
-        error = removal_error(removed, objective.student, self.source.extractor, self.check_batch)
+        error = removal_error(removed, student, self.source.extractor, self.check_batch)
         if not error < REMOVAL_TOLERANCE:
             raise RuntimeError(
                 f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
@@ -224,14 +249,14 @@ class TwoStages:
             "shape": shape,
             "expected_before_selection": expected,
             "removal_error": error,
-            "maps": {name: value.detach().cpu() for name, value in objective.distillation.state_dict().items()},
+            "heads": {name: value.detach().cpu() for name, value in _heads(objective.objective).items()},
         }
         return removed, facts
 
     def _removed_again(self, facts: Mapping[str, Any]) -> Model:
         """A model of the removed shape, whose weights the second stage's checkpoint brings."""
         plain = self.family.plain(self.source.model)
-        axes = self.family.axes(plain)
+        axes = free_axes(plain, self.config.fixed)
         shape = facts["shape"]
         # Which members stay matters for sizes only: the checkpoint holds their weights.
         selection = {axis.name: _any_members(axis.size, shape[axis.name]) for axis in axes}
@@ -251,13 +276,12 @@ class TwoStages:
             batches.close()
 
     def second(self, trainer: Loop, removed: Model) -> None:
-        """Distils the removed model, in place."""
+        """Goes on with the removed model, in place."""
         config, steps = self.config, self.config.second_stage_steps
         if not steps:
             return
-        distillation = self._distillation()
-        distillation.load_state_dict(trainer.carried["maps"])
-        objective = DistillationObjective(removed, self.teacher, self.source.extractor, distillation)
+        objective = self._objective(removed)
+        objective.load_state_dict({**objective.state_dict(), **trainer.carried["heads"]})
         schedule = warm_up_then_decay(steps, config.distil_warm_up)
         group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
         stage = Stage("distil", steps, objective, [group], offset=config.steps)
@@ -266,6 +290,18 @@ class TwoStages:
 
 def _trained(*modules: nn.Module) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _heads(objective: nn.Module) -> dict[str, torch.Tensor]:
+    """What an objective has beside its student."""
+    return {name: value for name, value in objective.state_dict().items() if not name.startswith("student.")}
+
+
+def free_axes(model: Model, fixed: Collection[str]) -> tuple[Axis, ...]:
+    """The axes that may shrink: those of other kinds than `fixed`."""
+    free = [axis for axis in family_of(model).axes(model) if axis.kind not in fixed]
+    names = {axis.name for axis in free}
+    return tuple(axis if axis.parent in names else replace(axis, parent=None) for axis in free)
 
 
 def shape_before(model: Model) -> Shape:
