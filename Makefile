@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step clean
 
 env: $(STAMP)
 
@@ -41,8 +41,20 @@ test-all: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 bench:
-	@grep -E '^bench-[a-z0-9-]+:' Makefile || echo "no bench-* targets yet"
+	@grep -E '^bench-[a-z0-9-]+:' Makefile
+
+# Hours; resumable. SPEECH has folders with a manifest.jsonl each, arabic_commands among them.
+WORK ?= bench
+bench-encoder: env
+	@test -n "$(SPEECH)" || { echo "make bench-encoder SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.encoder $(SPEECH) --work $(WORK) --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.encoder.table --latency $(WORK) --plot docs/encoder.png
+
+# PUBLISHED: a checkout of github.com/pyf98/DPHuBERT to measure beside.
+bench-step: env
+	$(BIN)/python -m benchmarks.step $(if $(PUBLISHED),--published $(PUBLISHED))
+	$(BIN)/python -m benchmarks.step --growth --runs 1 --threads 2
 
 clean:
-	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo bench build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ from diminuendo.tasks.selfsupervised import (
     FrontEndObjective,
     MaskedPrediction,
     Scale,
+    centred,
     cepstral_frames,
     clusters_of,
     fit_clusters,
@@ -244,6 +245,17 @@ def test_the_warm_up_loss_is_the_mean_square_over_the_clips_own_frames():
     target = SCALE(log_mel_frames(inputs_of(waveforms, lengths), GRID))
     own = torch.cat([target[0], target[1, :9]])  # (3000 - 400) // 320 + 1
     assert torch.allclose(module(waveforms, torch.tensor(lengths), 0, 0)["loss"], own.square().mean())
+
+
+def test_centred_features_have_no_mean_over_a_clips_own_frames():
+    waveforms = audio(2, 6_000)
+    waveforms[1, 3_000:] = 0
+    inputs = inputs_of(waveforms, [6_000, 3_000])
+    plain, frames = cepstral_frames(inputs, GRID), centred(lambda i: cepstral_frames(i, GRID), GRID)(inputs)
+    for clip, own in enumerate((18, 9)):  # (6000 - 400) // 320 + 1, (3000 - 400) // 320 + 1
+        assert torch.allclose(frames[clip, :own].mean(0), torch.zeros(39), atol=1e-4)
+        expected = plain[clip, :own] - plain[clip, :own].mean(0)
+        assert torch.allclose(frames[clip, :own], expected, atol=1e-5)
 
 
 def test_a_clips_statistics_are_those_of_its_own_frames_and_met_by_the_head_that_gives_them():

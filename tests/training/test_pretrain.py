@@ -142,10 +142,8 @@ def test_what_labels_were_made_with_is_kept(finished):
             "head.projection.weight": [256, 16],
             "head.projection.bias": [256],
             "head.embeddings": [5, 256],
-            "clip_heads.0.head.weight": [160, 16],
-            "clip_heads.0.head.bias": [160],
-            "clip_heads.1.head.weight": [160, 16],
-            "clip_heads.1.head.bias": [160],
+            "clip_head.head.weight": [160, 16],
+            "clip_head.head.bias": [160],
         }.items()
     }
 
@@ -228,6 +226,23 @@ def test_without_a_warm_up_the_first_iteration_starts_at_once(cuts, tmp_path):
     }
 
 
+def test_a_warm_up_alone_ends_where_the_stages_after_it_begin(cuts, tmp_path, monkeypatch):
+    alone = replace(CONFIG, steps=CONFIG.stage_steps["front_end"], front_end=1.0, iteration_1=0.0)
+    result = pretrain("micro-hubert", cuts, tmp_path / "alone", alone, loop=LOOP)
+    assert result["accuracy"] == {}
+    states = []
+    iteration = pretraining._Stages.iteration
+
+    def spy(stages, name):
+        states.append({key: value.clone() for key, value in stages.model.state_dict().items()})
+        iteration(stages, name)
+
+    monkeypatch.setattr(pretraining._Stages, "iteration", spy)
+    pretrain("micro-hubert", cuts, tmp_path / "whole", CONFIG, loop=LOOP)
+    found = load(tmp_path / "alone").state_dict()
+    assert [key for key, value in states[0].items() if not value.equal(found[key])] == []
+
+
 def test_overwriting_removes_the_clusters_of_the_run_before(cuts, tmp_path):
     config = replace(CONFIG, steps=4, front_end=0.0, iteration_1=1.0)
     pretrain("micro-hubert", cuts, tmp_path / "out", config, loop=LOOP)
@@ -245,7 +260,7 @@ def test_a_target_layer_that_the_model_lacks_is_the_users_error(cuts, tmp_path):
     [
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"front_end": 0.7, "iteration_1": 0.4}, "together at most 1; got 0.7 and 0.4"),
-        ({"iteration_1": 0.0}, "the second above 0"),
+        ({"iteration_1": 0.0}, "the second above 0 unless the first is 1"),
         ({"masked": 1.0}, r"masked must lie in \(0, 1\)"),
     ],
 )

@@ -84,6 +84,22 @@ def layer_frames(model: Model, inputs: Inputs) -> Float[Tensor, "batch frames di
     return states.float().clone()
 
 
+def centred(features: FrameFeatures, grid: FrameGrid) -> FrameFeatures:
+    """`features` without each clip's mean, over its own frames: what is to be clustered.
+
+    A voice or a microphone shifts all frames of a clip, and where corpora are mixed clusters would tell those apart.
+    """
+
+    def of(inputs: Inputs) -> Float[Tensor, "batch frames dim"]:
+        frames = features(inputs)
+        counts = grid.counts(sample_lengths(inputs)).clamp(min=1)[:, None]
+        valid = torch.arange(frames.shape[1], device=frames.device) < counts
+        mean = frames.masked_fill(~valid[..., None], 0.0).sum(1) / counts
+        return frames - mean[:, None]
+
+    return of
+
+
 def sample_lengths(inputs: Inputs) -> Int[Tensor, " batch"]:
     values, mask = inputs["input_values"], inputs.get("attention_mask")
     return values.new_full((len(values),), values.shape[1], dtype=torch.long) if mask is None else mask.sum(1)
@@ -264,8 +280,8 @@ class MaskedPrediction(_Objective):
     """Cross-entropy of the clusters of masked frames, and `clip_weight` times a clip's statistics, see ClipHead.
 
     features: what was clustered. The mask of a batch, a `fraction` of its frames in spans of
-    `span`, depends on `seed` and `draw` alone. The clip's statistics are predicted from the feature projection, which
-    sees no mask, and from the layer in the middle.
+    `span`, depends on `seed` and `draw` alone. The clip's statistics are predicted from the feature projection: from
+    there layers can take what they want of them, and their own states stay free for what is said.
     """
 
     def __init__(
@@ -285,8 +301,7 @@ class MaskedPrediction(_Objective):
         self.features, self.clusters, self.clip_weight = features, clusters, clip_weight
         self.fraction, self.span, self.seed = fraction, span, seed
         self.head = ClusterHead(model.config.hidden_size, len(clusters.centres))
-        self.clip_layers = (0, model.config.num_hidden_layers // 2)
-        self.clip_heads = nn.ModuleList(ClipHead(model.config.hidden_size, scale) for _ in self.clip_layers)
+        self.clip_head = ClipHead(model.config.hidden_size, scale)
 
     def mask(self, counts: Int[Tensor, " batch"], frames: int, draw: int) -> Bool[Tensor, "batch frames"]:
         # Torch's generator on the CPU takes 32 bits of a seed: mix, do not shift.
@@ -304,8 +319,6 @@ class MaskedPrediction(_Objective):
         logits, wanted = self.head(states[-1][mask]), targets[mask]
         count = max(1, len(wanted))  # a batch of a few very short clips may have no masked frame
         masked = F.cross_entropy(logits, wanted, reduction="sum") / count
-        bands = log_mel_frames(inputs, self.grid)
-        heads = zip(self.clip_heads, self.clip_layers, strict=True)
-        clip = torch.stack([head(states[layer], bands, counts) for head, layer in heads]).mean()
+        clip = self.clip_head(states[0], log_mel_frames(inputs, self.grid), counts)
         accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
         return {"loss": masked + self.clip_weight * clip, "masked": masked, "clip": clip, "accuracy": accuracy}

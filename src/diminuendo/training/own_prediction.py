@@ -16,6 +16,7 @@ from diminuendo.tasks.selfsupervised import (
     FrameFeatures,
     MaskedPrediction,
     Scale,
+    centred,
     cepstral_frames,
     clusters_of,
     frame_grid,
@@ -62,19 +63,20 @@ def own_prediction(directory: str | None, model: Model, extractor: Any, seed: in
         clip_weight=config["clip_weights"][1],
     )
     objective.head.load_state_dict(_under("head", kept))
-    objective.clip_heads.load_state_dict(_under("clip_heads", kept))
+    objective.clip_head.load_state_dict(_under("clip_head", kept))
     return objective
 
 
 def _features(labels: Mapping[str, Tensor], config: Any, extractor: Any) -> FrameFeatures:
     """What was clustered: the states of a frozen encoder, or without one cepstra."""
+    grid = frame_grid(config, extractor.sampling_rate)
     if not labels:
-        return partial(cepstral_frames, grid=frame_grid(config, extractor.sampling_rate))
+        return centred(partial(cepstral_frames, grid=grid), grid)
     depth = 1 + max(int(key.split(".")[2]) for key in labels if key.startswith("encoder.layers."))
     with torch.device("meta"):
         encoder = encoder_of(config, depth)
     encoder.load_state_dict(dict(labels), assign=True)
-    return partial(layer_frames, encoder.requires_grad_(False))
+    return centred(partial(layer_frames, encoder.requires_grad_(False)), grid)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from diminuendo.tasks.selfsupervised import (
     FrontEndObjective,
     MaskedPrediction,
     Scale,
+    centred,
     cepstral_frames,
     clusters_of,
     fit_clusters,
@@ -90,10 +91,11 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.front_end < 0 or self.iteration_1 <= 0 or self.front_end + self.iteration_1 > 1:
+        first, second = self.front_end, self.iteration_1
+        if (first != 1 and (first < 0 or second <= 0)) or second < 0 or first + second > 1:
             raise UserError(
-                "front_end and iteration_1 are fractions of the steps, the second above 0, together at most 1; got "
-                f"{self.front_end:g} and {self.iteration_1:g}"
+                "front_end and iteration_1 are fractions of the steps, the second above 0 unless the first is 1, "
+                f"together at most 1; got {first:g} and {second:g}"
             )
         if not 0 < self.masked < 1 or self.span < 1 or self.num_clusters < 2:
             raise UserError(
@@ -237,7 +239,7 @@ class _Stages:
         """One round of masked prediction: of clusters of cepstra, then of states of the model that learned these."""
         carried, config = self.trainer.carried, self.config
         kept = carried.setdefault(name, {})
-        features = self._cepstra() if name == "iteration_1" else self._states(kept)
+        features = centred(self._cepstra() if name == "iteration_1" else self._states(kept), self.grid)
         if "clusters" not in kept:
             frames = self._frames(features, config.cluster_seconds)
             kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()

@@ -1,0 +1,61 @@
+"""What is compared: one cell for every model that is made and probed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["joint", "fixed", "prune-only", "one-shot", "learned-shape"]
+
+STEPS = 3000
+RATES = (5e-4, 1e-3, 2e-3)
+COMPARED: tuple[Method, ...] = ("joint", "fixed", "prune-only", "one-shot")
+# Changes of the joint run, one at a time.
+ABLATIONS: dict[str, dict[str, object]] = {
+    "without-stage-2": {"distil_steps": 0, "steps": STEPS},
+    "without-convolutions": {"fixed": ("channels", "groups")},
+    "published-start": {"neuron_drop_rate": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model: by a method, with a learning rate, to a kept fraction of the parameters, from some of the audio.
+
+    ablation: a key of ABLATIONS. like: for "learned-shape", the cell whose shape is trained anew from the teacher.
+    """
+
+    method: Method
+    rate: float
+    keep: float = 0.25
+    seed: int = 0
+    audio: float = 1.0
+    steps: int = STEPS
+    ablation: str = ""
+
+    @property
+    def name(self) -> str:
+        parts = [self.method, f"{self.keep:g}"]
+        parts += [self.ablation] if self.ablation else []
+        parts += [f"audio-{self.audio:g}"] if self.audio < 1 else []
+        parts += [f"steps-{self.steps}"] if self.steps != STEPS else []
+        return "_".join([*parts, f"lr-{self.rate:g}", f"seed-{self.seed}"])
+
+
+def tuning() -> list[Cell]:
+    """Each method with each rate, one seed; the rate that is best on dev is the method's from then on."""
+    return [Cell(method, rate) for rate in RATES for method in COMPARED]
+
+
+def comparison(rates: dict[Method, float]) -> list[Cell]:
+    """All that follows, the most telling first. `rates`: of the methods that are tuned."""
+    cells = [Cell(method, rates[method], seed=seed) for seed in (1, 2) for method in COMPARED if method in rates]
+    cells += [Cell(method, rates[method], keep=keep) for keep in (0.125, 0.5) for method in COMPARED if method in rates]
+    if "joint" in rates:
+        cells += [Cell("joint", rates["joint"], ablation=name) for name in ABLATIONS]
+        if "one-shot" in rates:
+            cells.append(Cell("learned-shape", rates["one-shot"]))
+    few: tuple[Method, ...] = ("joint", "fixed")
+    for method in few:
+        if method in rates:
+            cells += [Cell(method, rates[method], audio=audio) for audio in (0.1, 0.3)]
+            cells.append(Cell(method, rates[method], steps=STEPS // 4))
+    return cells

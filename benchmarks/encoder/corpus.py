@@ -1,0 +1,55 @@
+"""The audio of the encoder benchmark: folders with manifests, decoded once to WAV, as one manifest for training."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from diminuendo.data.audio import load_waveform
+from diminuendo.data.manifest import ALL, read_cuts
+
+PROBE = "arabic_commands"
+
+
+def prepare(speech: Path, work: Path) -> Path:
+    """Decodes every folder of `speech` that has a manifest.jsonl to `work`/audio; gives that folder.
+
+    Compressed audio is read at some 300 seconds a second, by every run again; WAV costs nothing. Audio is 16 kHz mono,
+    16 bit. What is there already is kept.
+    """
+    for manifest in sorted(speech.glob("*/manifest.jsonl")):
+        target = work / "audio" / manifest.parent.name
+        done = target / "manifest.jsonl"
+        if done.is_file():
+            continue
+        rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+        cuts = {cut.recording.sources[0].source: cut for cut in read_cuts(manifest, ALL)}
+        target.mkdir(parents=True, exist_ok=True)
+        for i, row in enumerate(rows):
+            cut = cuts[str(manifest.parent / row["audio_filepath"])]
+            row["audio_filepath"] = f"{i:05d}.wav"
+            soundfile.write(target / row["audio_filepath"], load_waveform(cut), 16_000)
+        beside = done.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        beside.rename(done)
+    return work / "audio"
+
+
+def training_manifest(audio: Path, fraction: float = 1.0, seed: int = 0) -> Path:
+    """All train clips, of folders without splits all clips, as one manifest; or a seeded fraction of each folder's."""
+    path = audio / f"train_{fraction:g}.jsonl"
+    if path.is_file():
+        return path
+    chosen: list[dict[str, Any]] = []
+    for manifest in sorted(audio.glob("*/manifest.jsonl")):
+        rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+        rows = [row for row in rows if row.get("split", "train") == "train"]
+        for row in random.Random(seed).sample(rows, round(fraction * len(rows))):
+            seconds = {"duration": row["duration"]}
+            chosen.append({"audio_filepath": f"{manifest.parent.name}/{row['audio_filepath']}", **seconds})
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    beside.rename(path)
+    return path

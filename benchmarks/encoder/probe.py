@@ -1,0 +1,42 @@
+"""What frozen features know of keywords and speakers, as one JSON-ready record."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diminuendo.data.batching import Batch
+from diminuendo.data.manifest import ALL, read_cuts
+from diminuendo.evaluation.probes import Features, encoder_features, log_mel_features, mfcc_features, run_probe
+from diminuendo.training.two_stages import Source
+
+PROBE = "arabic_commands"
+TASKS = ("keyword", "speaker")
+SEED = 0
+FLOORS: dict[str, Callable[[], Features]] = {"log-mel": log_mel_features, "mfcc": mfcc_features}
+
+
+def probe(features: Features, audio: Path) -> dict[str, Any]:
+    """Both probes of arabic_commands: unseen speakers for keywords, unseen takes for speakers."""
+    cuts = read_cuts(audio / PROBE, ALL)
+    once = _remembering(features)
+    return {task: asdict(run_probe(task, once, cuts, SEED)) for task in TASKS}
+
+
+def probe_model(source: Source, audio: Path) -> dict[str, Any]:
+    return probe(encoder_features(source.model, source.extractor), audio)
+
+
+def _remembering(features: Features) -> Features:
+    """Both probes go through the same clips in the same batches."""
+    seen: dict[tuple[str, ...], Tensor] = {}
+
+    def remembered(batch: Batch) -> Tensor:
+        ids = tuple(cut.id for cut in batch.cuts)
+        if ids not in seen:
+            seen[ids] = features(batch)
+        return seen[ids]
+
+    return remembered

@@ -1,0 +1,164 @@
+"""What a joint step costs at real size: seconds by part, beside its floor and beside the published code.
+
+    python -m benchmarks.step [--published CHECKOUT] [--growth]
+
+Times are of CPU steps on random audio with random weights; ours and the published one take turns. Memory is the peak of
+a process of its own.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.record import record
+from benchmarks.step import ours, published
+from diminuendo.profiling.latency import peak_memory_mb
+
+RATE_SHAPES = ((2048, 2048, 2048), (2000, 768, 3072), (2000, 3072, 768))
+
+
+def audio(clips: int, seconds: float) -> Tensor:
+    return torch.randn(clips, round(seconds * 16_000), generator=torch.Generator().manual_seed(0))
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def matrix_rate(precision: str) -> float:
+    """Floating-point operations a second of the best of some matrix products of the model's sizes."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for m, k, n in RATE_SHAPES:
+        a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
+        for _ in range(7):
+            best = max(best, 2 * m * k * n / seconds_of(lambda a=a, b=b: a @ b))  # type: ignore[misc]
+    return best
+
+
+def measure(
+    size: str, clips: int, seconds: float, precision: str, threads: int, runs: int, checkout: Path | None
+) -> dict[str, Any]:
+    """Ours at the start of a run and when the target is reached, and the published code's, in turn."""
+    torch.set_num_threads(threads)
+    waveforms = audio(clips, seconds)
+    start, shut = ours.Step(size, precision), ours.Step(size, precision, ours.KEPT)
+    steps: dict[str, Callable[[], Any]] = {
+        "start": lambda: start(waveforms),
+        "target reached": lambda: shut(waveforms),
+    }
+    if checkout is not None:
+        theirs = published.Step(checkout, size, precision)
+        # The same model, but for an embedding of masked frames here and a few biases there.
+        assert abs(theirs.parameters / start.parameters - 1) < 1e-4, (theirs.parameters, start.parameters)
+        steps["published"] = lambda: theirs(waveforms)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    parts: dict[str, list[dict[str, float]]] = {"start": [], "target reached": []}
+    rates = [matrix_rate(precision)]
+    for run in range(runs + 1):  # the first is a warm-up
+        for name, step in steps.items():
+            elapsed = seconds_of(step)
+            times[name] += [elapsed] * (run > 0)
+        if run > 0:
+            parts["start"].append(start.parts(waveforms))
+            parts["target reached"].append(shut.parts(waveforms))
+            rates.append(matrix_rate(precision))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    floor = start.flops(waveforms) / max(rates)
+    result = {
+        "size": size,
+        "parameters": start.parameters,
+        "clips": clips,
+        "clip_seconds": seconds,
+        "precision": precision,
+        "threads": threads,
+        "runs": runs,
+        "seconds": {name: [round(value, 3) for value in values] for name, values in times.items()},
+        "median_seconds": {name: round(value, 3) for name, value in medians.items()},
+        "parts": {name: _medians(found) for name, found in parts.items()},
+        "gflop": round(start.flops(waveforms) / 1e9, 1),
+        "matrix_gflop_per_second": round(max(rates) / 1e9, 1),
+        "floor_seconds": round(floor, 3),
+        "start_over_floor": round(medians["start"] / floor, 2),
+    }
+    if checkout is not None:
+        ratios = {name: medians[name] / medians["published"] for name in ("start", "target reached")}
+        result["over_published"] = {name: round(value, 3) for name, value in ratios.items()}
+    return result
+
+
+def _medians(found: list[dict[str, float]]) -> dict[str, float]:
+    return {part: round(statistics.median(step[part] for step in found), 3) for part in found[0]}
+
+
+def memory(who: str, size: str, clips: int, seconds: float, precision: str, checkout: Path | None) -> None:
+    """Prints the peak memory of this process after two steps."""
+    torch.set_num_threads(2)
+    step: Callable[[Tensor], Any]
+    if checkout is not None and who == "published":
+        step = published.Step(checkout, size, precision)
+    else:
+        step = ours.Step(size, precision)
+    for _ in range(2):
+        step(audio(clips, seconds))
+    print(round(peak_memory_mb()))
+
+
+def peak_memory(who: str, size: str, clips: int, seconds: float, precision: str, checkout: Path | None) -> int:
+    """In MB, of a process that makes two steps."""
+    options = {"--memory-of": who, "--size": size, "--clips": clips, "--seconds": seconds, "--precision": precision}
+    if checkout is not None:
+        options["--published"] = checkout
+    words = [str(word) for option in options.items() for word in option]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.step", *words], check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument("--published", type=Path, help="a checkout of the published DPHuBERT code, to measure beside")
+    parser.add_argument("--growth", action="store_true", help="clips of 2, 5, 10 and 30 s, and HuBERT Large")
+    parser.add_argument("--size", choices=ours.SIZES, default="base")
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--memory-of", choices=("ours", "published"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory_of:
+        memory(given.memory_of, given.size, given.clips, given.seconds, given.precision[0], given.published)
+        return
+    cases = [(given.size, given.seconds)]
+    if given.growth:
+        cases = [("base", seconds) for seconds in (2.0, 5.0, 10.0, 30.0)] + [("large", 10.0)]
+    kinds = ["ours"] + ["published"] * (given.published is not None)
+    results = []
+    # Memory first: a process starts with the peak of the one that started it.
+    peaks = {
+        (size, seconds, precision): {
+            who: peak_memory(who, size, given.clips, seconds, precision, given.published) for who in kinds
+        }
+        for size, seconds in cases
+        for precision in given.precision
+    }
+    for (size, seconds, precision), memory_mb in peaks.items():
+        for threads in given.threads:
+            found = measure(size, given.clips, seconds, precision, threads, given.runs, given.published)
+            results.append(found | {"peak_memory_mb": memory_mb})
+            print(results[-1], flush=True)
+    print(record("step_growth" if given.growth else "step", {"results": results}))
+
+
+if __name__ == "__main__":
+    main()

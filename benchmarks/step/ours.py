@@ -1,0 +1,150 @@
+"""One joint step of ours, as a run makes it, and how its time divides."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from diminuendo.api import compress_config
+from diminuendo.distillation.hidden import HiddenDistillation, default_layers
+from diminuendo.families import build_cost_model, family_of
+from diminuendo.profiling.count import count_macs_per_second, count_parameters
+from diminuendo.pruning.gating import Gates, attach
+from diminuendo.training.loop import Group, Stage, constant, make_optimizer
+from diminuendo.training.objective import DistillationObjective, JointObjective
+
+SIZES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "conv_bias": True,
+    },
+}
+PARTS = ("teacher", "front end", "encoder", "loss", "gates and cost", "optimiser")
+KEPT = 0.25
+
+
+class Step:
+    """HuBERT with random weights, gated, against a frozen copy; one step a call.
+
+    kept: 1.0 for gates as they are at the start; less for that fraction of every layer's channels, heads and neurons
+    open and the others shut, as gates are once the target is reached.
+    """
+
+    def __init__(self, size: str, precision: str, kept: float = 1.0) -> None:
+        self.config = compress_config()
+        self.precision = precision
+        torch.manual_seed(0)
+        teacher: Any = HubertModel(HubertConfig(**SIZES[size])).eval()
+        family = family_of(teacher)
+        student: Any = family.plain(teacher)
+        self.macs_per_second = count_macs_per_second(teacher)
+        self.parameters = count_parameters(teacher)
+        gates = Gates(family.axes(student))
+        with torch.no_grad():
+            for axis in gates.axes:
+                if axis.kind in ("channels", "heads", "neurons"):
+                    gates.log_alpha[gates.of(axis.name)][round(kept * axis.size) :] = -8.0
+        attach(student, gates)
+        width = teacher.config.hidden_size
+        distillation = HiddenDistillation(default_layers(teacher.config.num_hidden_layers), width, width)
+        extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
+        self.teacher, self.student, self.distillation = teacher, student, distillation
+        self.objective = JointObjective(
+            DistillationObjective(student, teacher, extractor, distillation),
+            gates=gates,
+            cost=build_cost_model(family.plain(teacher)),
+            kind="params",
+            total=float(self.parameters),
+            removed=1.0 - KEPT,
+            ramp_steps=1,
+        ).train()
+        weights = [p for part in (student, distillation) for p in part.parameters() if p.requires_grad]
+        # Rates of 0: all the work of a step, and every step the same.
+        groups = [
+            Group(weights, 0.0, constant, weight_decay=self.config.weight_decay),
+            Group([gates.log_alpha], 0.0, constant, clipped=False),
+            Group(list(self.objective.multipliers.parameters()), 0.0, constant, maximize=True, clipped=False),
+        ]
+        self.weights = weights
+        self.optimizer = make_optimizer(Stage("joint", 1, self.objective, groups))
+
+    def __call__(self, waveforms: Tensor, mark: Callable[[str], None] = lambda part: None) -> None:
+        lengths = torch.full((len(waveforms),), waveforms.shape[1])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.objective(waveforms, lengths, 0, 0)["loss"]
+        mark("gates and cost")
+        loss.backward()
+        mark("gates and cost")
+        torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.gates.clamp()
+        mark("optimiser")
+
+    def parts(self, waveforms: Tensor) -> dict[str, float]:
+        """Seconds of one step by part; they sum to it.
+
+        The gated weights are made before the student runs instead of one by one as it does, which is the same work. In
+        the backward pass autograd takes the last node first: loss, encoder, front end, and the gates' products last.
+        """
+        objective, student = self.objective, self.student
+        marks: list[tuple[str, float]] = []
+
+        def mark(part: str) -> None:
+            marks.append((part, time.perf_counter()))
+
+        def mark_gradient(tensor: Tensor, part: str) -> None:
+            tensor.register_hook(lambda gradient: mark(part))  # type: ignore[no-untyped-call]
+
+        def sample(draw: int) -> None:
+            Gates.sample(objective.gates, draw)
+            for module in student.modules():
+                if parametrize.is_parametrized(module):
+                    for leaf in module.parametrizations:
+                        getattr(module, str(leaf))
+            mark("gates and cost")
+
+        def projected(module: Any, args: Any, output: Any) -> None:
+            mark("front end")
+            mark_gradient(output[0] if isinstance(output, tuple) else output, "encoder")
+
+        def encoded(module: Any, args: Any, output: Any) -> None:
+            mark("encoder")
+            mark_gradient(output[0], "loss")
+
+        first = student.feature_extractor.conv_layers[0].conv
+        hooks = [
+            self.teacher.register_forward_hook(lambda *_: mark("teacher")),
+            student.feature_projection.register_forward_hook(projected),
+            student.encoder.register_forward_hook(encoded),
+            self.distillation.register_forward_hook(lambda *_: mark("loss")),
+            first.register_forward_pre_hook(lambda *_: mark_gradient(first.weight, "front end")),
+        ]
+        objective.gates.sample = sample  # type: ignore[method-assign]
+        started = time.perf_counter()
+        try:
+            with parametrize.cached():
+                self(waveforms, mark)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            del objective.gates.sample
+        found = dict.fromkeys(PARTS, 0.0)
+        for part, at in marks:
+            found[part] += at - started
+            started = at
+        return found
+
+    def flops(self, waveforms: Tensor) -> float:
+        """Of the teacher's forward pass and of the student's forward and backward pass, all members there."""
+        return 4 * 2 * self.macs_per_second * waveforms.numel() / 16_000

@@ -1,0 +1,104 @@
+"""The benchmarks' own parts: what is compared is comparable, what is measured adds up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.encoder import __main__ as encoder
+from benchmarks.encoder import make, table
+from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, STEPS, Cell, comparison, tuning
+from benchmarks.encoder.corpus import training_manifest
+from benchmarks.step import ours
+
+from diminuendo.profiling.count import count_parameters
+from diminuendo.pruning.budget import parse_budget
+from diminuendo.students.deep_thin import deep_thin
+from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
+from diminuendo.training.own_prediction import encoder_of
+
+RATES_FOUND: Any = dict.fromkeys(COMPARED, 1e-3)
+
+
+def test_every_method_has_as_many_tries_seeds_and_steps() -> None:
+    cells = [*tuning(), *comparison(RATES_FOUND)]
+    assert len({cell.name for cell in cells}) == len(cells)
+    for select in (
+        lambda cell: cell.keep == 0.25 and cell.seed == 0,
+        lambda cell: cell.keep == 0.25 and cell.seed > 0,
+        lambda cell: cell.keep != 0.25,
+    ):
+        plain = [cell for cell in cells if not cell.ablation and cell.audio == 1 and cell.steps == STEPS]
+        counts = [sum(cell.method == method for cell in plain if select(cell)) for method in COMPARED]
+        assert len(set(counts)) == 1
+        assert counts[0] >= 2
+    for ablation in ("", *ABLATIONS):
+        config = make.joint_config(Cell("joint", 1e-3, ablation=ablation))
+        assert config.steps + config.second_stage_steps == STEPS
+
+
+@pytest.mark.parametrize("keep", [0.125, 0.25, 0.5])
+def test_students_of_a_fixed_shape_fill_the_budget(keep: float) -> None:
+    teacher = encoder_of(read_configuration("tiny-hubert"))
+    total = count_parameters(teacher)
+    for student in (deep_thin(teacher, keep * total), make.cut(teacher, parse_budget(f"params={keep}"))):
+        assert 0.995 * keep <= count_parameters(student) / total <= keep
+
+
+def test_a_learned_shape_is_cut_from_the_largest_members() -> None:
+    teacher = encoder_of(read_configuration("tiny-hubert"))
+    shape = make.cut(teacher, parse_budget("params=0.3")).config.diminuendo["shape"]
+    shape["encoder.layers.0.attention"] = shape["encoder.layers.0.attention.heads"] = 0
+    student = make.cut(teacher, parse_budget("params=0.3"), shape)
+    assert student.config.diminuendo["shape"] == shape
+
+
+def test_a_methods_rate_is_the_best_on_dev_once_all_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "FOLDER", tmp_path)
+    for rate, accuracy in zip(RATES, (0.5, 0.7, 0.6), strict=True):
+        assert encoder.best_rates() == {}
+        scores = {task: {"dev_accuracy": accuracy} for task in ("keyword", "speaker")}
+        (tmp_path / f"{Cell('fixed', rate).name}.json").write_text(json.dumps(scores))
+    assert encoder.best_rates() == {"fixed": RATES[1]}
+
+
+def test_a_fraction_of_the_audio_is_taken_from_every_folder_and_no_test_clip(tmp_path: Path) -> None:
+    for name, splits in (("with", ["train", "test"]), ("without", [None])):
+        (tmp_path / name).mkdir()
+        rows = [{"audio_filepath": f"{s}{i}.wav", "duration": 1.0} | {"split": s} for s in splits for i in range(10)]
+        rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+        (tmp_path / name / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = [json.loads(line)["audio_filepath"] for line in training_manifest(tmp_path, 0.3).open()]
+    assert [sum(file.startswith(f"{name}/") for file in chosen) for name in ("with", "without")] == [3, 3]
+    assert not any("test" in file for file in chosen)
+    assert len(training_manifest(tmp_path).read_text().splitlines()) == 20
+
+
+def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:
+    def row(rate: float, seed: int, accuracy: float) -> dict[str, Any]:
+        probed = {"accuracy": accuracy, "dev_accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
+        cell = {"method": "joint", "rate": rate, "keep": 0.25, "seed": seed, "audio": 1.0, "steps": STEPS}
+        values = {"params": 1000, "cpu_seconds": 3600.0, "final_loss": 0.1, "keyword": probed, "speaker": probed}
+        return values | {"cell": cell | {"ablation": ""}}
+
+    found = {"a": row(1e-3, 0, 0.8), "b": row(1e-3, 1, 0.6), "c": row(2e-3, 0, 0.7)}
+    lines = table.table(found, {"a": 10.0}).splitlines()
+    assert len(lines) == 3
+    assert "70.0 (60.0 to 80.0, 2 seeds)" in lines[2]
+    assert "| 10 | 1.00 |" in lines[2]
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.25])
+def test_the_parts_of_a_step_are_all_met_and_the_step_is_whole(kept: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {key: value for key, value in CONFIGURATIONS["tiny-hubert"].items() if key != "model_type"}
+    monkeypatch.setitem(ours.SIZES, "tiny", values)
+    step = ours.Step("tiny", "fp32", kept)
+    waveforms = torch.randn(1, 8_000)
+    before = [parameter.detach().clone() for parameter in step.weights]
+    step(waveforms)
+    parts = step.parts(waveforms)
+    assert parts.keys() == set(ours.PARTS)
+    assert all(seconds > 0 for seconds in parts.values())
+    # Rates are 0: a step measured again is the same step.
+    assert all(torch.equal(a, b) for a, b in zip(before, step.weights, strict=True))
