@@ -28,10 +28,11 @@ def machine() -> dict[str, Any]:
 
 
 def record(name: str, values: dict[str, Any]) -> Path:
-    """Writes results/`name`.json."""
+    """Writes results/`name`.json; of absolute paths on the command line, the last part."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", *_module(), *sys.argv[1:]])
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "-m", *_module(), *words])
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     write_json(path, {"command": command, "date": date, "machine": machine(), **values})
     return path

@@ -23,7 +23,9 @@ from diminuendo.training.pretrain import PretrainConfig, pretrain
 from diminuendo.training.two_stages import CompressConfig, Source
 
 ENCODER = "tiny-hubert"
-PRETRAINING = PretrainConfig(steps=16_000, front_end=0.1, iteration_1=0.3, precision="bf16")
+PRETRAINING = PretrainConfig(
+    steps=16_000, front_end=0.1, iteration_1=0.3, centred=True, clip_weights=(5.0, 1.0), precision="bf16"
+)
 LOOP = LoopConfig(device="cpu", quiet=True)
 
 

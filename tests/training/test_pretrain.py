@@ -148,7 +148,8 @@ def test_what_labels_were_made_with_is_kept(finished):
     }
 
 
-def test_the_objective_of_the_last_iteration_can_be_taken_up_again(cuts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"centred": True, "clip_weights": (5.0, 2.0)}], ids=str)
+def test_the_objective_of_the_last_iteration_can_be_taken_up_again(changes, cuts, tmp_path, monkeypatch):
     seen = []
     run = pretraining._Stages._run
 
@@ -157,7 +158,7 @@ def test_the_objective_of_the_last_iteration_can_be_taken_up_again(cuts, tmp_pat
         seen.append(objective)
 
     monkeypatch.setattr(pretraining._Stages, "_run", spy)
-    pretrain("micro-hubert", cuts, tmp_path / "out", CONFIG, loop=LOOP)
+    pretrain("micro-hubert", cuts, tmp_path / "out", replace(CONFIG, **changes), loop=LOOP)
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
     again = own_prediction(str(tmp_path / "out"), load(tmp_path / "out"), extractor, seed=CONFIG.seed + 2)
     waveforms, lengths = torch.randn(2, 8_000), torch.tensor([8_000, 8_000])

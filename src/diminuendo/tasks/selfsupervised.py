@@ -222,7 +222,7 @@ class ClipHead(nn.Module):
     """From the mean of a clip's states, linearly, the mean and deviation of its log-mel bands: voice, room, microphone.
 
     What frames are trained on varies within clips, so nothing else asks a model to keep what all frames of a clip
-    share: without this, features know less of the speaker than log-mel bands do.
+    share.
     """
 
     def __init__(self, hidden_size: int, scale: Scale) -> None:
@@ -263,7 +263,10 @@ class FrontEndObjective(_Objective):
         self.clip_head = ClipHead(model.config.hidden_size, scale)
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
-        """`loss` = `frame` + clip_weight x `clip`: mean squared errors in units of each band's variance."""
+        """`loss` = `frame` + clip_weight x `clip`: mean squared errors in units of each band's variance.
+
+        Without a clip weight `frame` alone.
+        """
         inputs = model_inputs(self.extractor, waveforms, lengths)
         bands = log_mel_frames(inputs, self.grid)
         features = self.student.feature_extractor(inputs["input_values"]).transpose(1, 2)
@@ -272,6 +275,8 @@ class FrontEndObjective(_Objective):
         counts = self.grid.counts(lengths)
         valid = torch.arange(bands.shape[1], device=lengths.device) < counts[:, None]
         frame = (self.head(projected).float() - self.scale(bands))[valid].square().mean()
+        if not self.clip_weight:
+            return {"loss": frame}
         clip = self.clip_head(projected, bands, counts)
         return {"loss": frame + self.clip_weight * clip, "frame": frame, "clip": clip}
 
@@ -310,7 +315,7 @@ class MaskedPrediction(_Objective):
         return span_mask(counts, frames, self.fraction, self.span, generator)
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
-        """`loss` = `masked` + clip_weight x `clip`; `masked` and `accuracy` are over masked frames."""
+        """`loss` = `masked` + clip_weight x `clip`, or `masked` alone, and `accuracy`, both over masked frames."""
         inputs = model_inputs(self.extractor, waveforms, lengths)
         targets = self.clusters.nearest(self.features(inputs))
         counts = self.grid.counts(lengths)
@@ -319,6 +324,8 @@ class MaskedPrediction(_Objective):
         logits, wanted = self.head(states[-1][mask]), targets[mask]
         count = max(1, len(wanted))  # a batch of a few very short clips may have no masked frame
         masked = F.cross_entropy(logits, wanted, reduction="sum") / count
-        clip = self.clip_head(states[0], log_mel_frames(inputs, self.grid), counts)
         accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
+        if not self.clip_weight:
+            return {"loss": masked, "accuracy": accuracy}
+        clip = self.clip_head(states[0], log_mel_frames(inputs, self.grid), counts)
         return {"loss": masked + self.clip_weight * clip, "masked": masked, "clip": clip, "accuracy": accuracy}

@@ -14,6 +14,7 @@ from diminuendo.errors import UserError
 from diminuendo.families import FAMILIES, Model
 from diminuendo.tasks.selfsupervised import (
     FrameFeatures,
+    FrameGrid,
     MaskedPrediction,
     Scale,
     centred,
@@ -51,10 +52,12 @@ def own_prediction(directory: str | None, model: Model, extractor: Any, seed: in
     config = json.loads((path.parent / "run.json").read_text())["config"]
     name = "iteration_2" if any(key.startswith("iteration_2.") for key in tensors) else "iteration_1"
     kept = _under(name, tensors)
+    grid = frame_grid(model.config, extractor.sampling_rate)
+    features = _features(_under("model", kept), read_configuration(str(path.parent)), grid)
     objective = MaskedPrediction(
         model,
         extractor,
-        _features(_under("model", kept), read_configuration(str(path.parent)), extractor),
+        centred(features, grid) if config["centred"] else features,
         clusters_of(kept),
         fraction=config["masked"],
         span=config["span"],
@@ -67,16 +70,15 @@ def own_prediction(directory: str | None, model: Model, extractor: Any, seed: in
     return objective
 
 
-def _features(labels: Mapping[str, Tensor], config: Any, extractor: Any) -> FrameFeatures:
+def _features(labels: Mapping[str, Tensor], config: Any, grid: FrameGrid) -> FrameFeatures:
     """What was clustered: the states of a frozen encoder, or without one cepstra."""
-    grid = frame_grid(config, extractor.sampling_rate)
     if not labels:
-        return centred(partial(cepstral_frames, grid=grid), grid)
+        return partial(cepstral_frames, grid=grid)
     depth = 1 + max(int(key.split(".")[2]) for key in labels if key.startswith("encoder.layers."))
     with torch.device("meta"):
         encoder = encoder_of(config, depth)
     encoder.load_state_dict(dict(labels), assign=True)
-    return centred(partial(layer_frames, encoder.requires_grad_(False)), grid)
+    return partial(layer_frames, encoder.requires_grad_(False))
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -66,9 +66,9 @@ class PretrainConfig(TrainingConfig):
     steps: of all stages together; front_end, iteration_1: fractions of them, the rest is iteration 2.
     A batch's clips are cropped to the shortest. masked: the fraction of masked frames, in spans of `span` frames (of
     20 ms). target_layer: whose states iteration 2 clusters, None for the middle one. cluster_seconds: of audio, from
-    which cluster centres are found. clip_weights: of the loss that asks for a clip's statistics (see ClipHead), in the
-    warm-up and in the iterations. warm_up, decay: fractions of a stage's steps in which its learning rate rises and
-    falls.
+    which cluster centres are found. centred: cluster frames without their clip's mean. clip_weights: of the loss that
+    asks for a clip's statistics (see ClipHead), in the warm-up and in the iterations. warm_up, decay: fractions of a
+    stage's steps in which its learning rate rises and falls.
 
     The defaults are for tiny models and short runs; HuBERT Base had spans of 10 and a learning rate of 5e-4.
     """
@@ -81,7 +81,8 @@ class PretrainConfig(TrainingConfig):
     num_clusters: int = 100
     cluster_seconds: float = 1800.0
     target_layer: int | None = None
-    clip_weights: tuple[float, float] = (5.0, 5.0)
+    centred: bool = False
+    clip_weights: tuple[float, float] = (0.0, 0.0)
     masked: float = 0.5
     span: int = 5
     front_end_learning_rate: float = 4e-3
@@ -239,7 +240,9 @@ class _Stages:
         """One round of masked prediction: of clusters of cepstra, then of states of the model that learned these."""
         carried, config = self.trainer.carried, self.config
         kept = carried.setdefault(name, {})
-        features = centred(self._cepstra() if name == "iteration_1" else self._states(kept), self.grid)
+        features = self._cepstra() if name == "iteration_1" else self._states(kept)
+        if config.centred:
+            features = centred(features, self.grid)
         if "clusters" not in kept:
             frames = self._frames(features, config.cluster_seconds)
             kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()
