@@ -150,16 +150,17 @@ def _identity(source: Source, teacher: Model, cuts: CutSet, config: CompressConf
 
 
 def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
-    """Times one joint step; the second stage's take about as long as what is left of it."""
+    """Times one joint step. Steps shrink with the model: while the target falls in the joint stage, not after it."""
     config = job.config
     step = job.stages.time_a_step(device) * config.accumulate
     kept = config.budget.amount(job.total) / job.total
     distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
+    joint = config.ramp * (step + distil_step) / 2 + (1 - config.ramp) * distil_step
     memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_memory_mb()
     memory += 2 * 4 * count_parameters(job.stages.source.model) / 1e6  # Adam's two moments, which one step does not see
     return {
         "seconds_per_step": round(step, 4),
-        "estimated_seconds": round(step * config.steps + distil_step * config.second_stage_steps, 1),
+        "estimated_seconds": round(joint * config.steps + distil_step * config.second_stage_steps, 1),
         "estimated_memory_mb": round(memory),
     }
 
