@@ -56,5 +56,5 @@ bench-step: env
 	$(BIN)/python -m benchmarks.step --growth --runs 1 --threads 2
 
 clean:
-	rm -rf .venv demo bench build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

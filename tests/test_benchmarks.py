@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from benchmarks.encoder import __main__ as encoder
 from benchmarks.encoder import make, table
 from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, STEPS, Cell, comparison, tuning
-from benchmarks.encoder.corpus import training_manifest
+from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.step import ours
 
+from diminuendo.errors import UserError
 from diminuendo.profiling.count import count_parameters
 from diminuendo.pruning.budget import parse_budget
 from diminuendo.students.deep_thin import deep_thin
@@ -73,6 +75,27 @@ def test_a_fraction_of_the_audio_is_taken_from_every_folder_and_no_test_clip(tmp
     assert [sum(file.startswith(f"{name}/") for file in chosen) for name in ("with", "without")] == [3, 3]
     assert not any("test" in file for file in chosen)
     assert len(training_manifest(tmp_path).read_text().splitlines()) == 20
+
+
+def test_a_folder_without_the_probes_clips_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "speech").mkdir()
+    with pytest.raises(UserError, match="arabic_commands among them"):
+        prepare(tmp_path / "speech", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_audio_is_decoded_once_and_unusable_clips_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "speech" / "arabic_commands"
+    folder.mkdir(parents=True)
+    soundfile.write(folder / "a.flac", torch.randn(8_000).numpy() / 10, 8_000)
+    (folder / "b.flac").write_bytes(b"fLaC")
+    rows = [{"audio_filepath": f"{name}.flac", "duration": 1.0, "keyword": name} for name in "ab"]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        audio = prepare(tmp_path / "speech", tmp_path / "work")
+    found = [json.loads(line) for line in (audio / "arabic_commands" / "manifest.jsonl").open()]
+    assert [row["keyword"] for row in found] == ["a"]
+    assert soundfile.info(audio / "arabic_commands" / found[0]["audio_filepath"]).samplerate == 16_000
 
 
 def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,7 +186,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    Bench(given.speech, given.work).check()
+    try:
+        Bench(given.speech, given.work).check()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     processes = [
         multiprocessing.get_context("spawn").Process(target=worker, args=(given.speech, given.work, number))
         for number in range(given.workers)

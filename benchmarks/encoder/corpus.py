@@ -1,14 +1,18 @@
 """The audio of the encoder benchmark: folders with manifests, decoded once to WAV, as one manifest for training."""
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
-from diminuendo.data.audio import load_waveform
+from diminuendo.data.audio import BadAudio, load_waveform
 from diminuendo.data.manifest import ALL, read_cuts
+from diminuendo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PROBE = "arabic_commands"
 
@@ -17,8 +21,12 @@ def prepare(speech: Path, work: Path) -> Path:
     """Decodes every folder of `speech` that has a manifest.jsonl to `work`/audio; gives that folder.
 
     Compressed audio is read at some 300 seconds a second, by every run again; WAV costs nothing. Audio is 16 kHz mono,
-    16 bit. What is there already is kept.
+    16 bit. What is there already is kept; clips that cannot be used are left out and named.
+
+    Raises UserError if the clips of the probes are not there.
     """
+    if not (speech / PROBE / "manifest.jsonl").is_file():
+        raise UserError(f"SPEECH {speech}: expected folders with a manifest.jsonl each, {PROBE} among them")
     for manifest in sorted(speech.glob("*/manifest.jsonl")):
         target = work / "audio" / manifest.parent.name
         done = target / "manifest.jsonl"
@@ -27,12 +35,18 @@ def prepare(speech: Path, work: Path) -> Path:
         rows = [json.loads(line) for line in manifest.read_text().splitlines()]
         cuts = {cut.recording.sources[0].source: cut for cut in read_cuts(manifest, ALL)}
         target.mkdir(parents=True, exist_ok=True)
+        kept: list[dict[str, Any]] = []
         for i, row in enumerate(rows):
             cut = cuts[str(manifest.parent / row["audio_filepath"])]
-            row["audio_filepath"] = f"{i:05d}.wav"
-            soundfile.write(target / row["audio_filepath"], load_waveform(cut), 16_000)
+            try:
+                samples = load_waveform(cut)
+            except BadAudio as bad:
+                log.warning("left out %s: %s", row["audio_filepath"], bad)
+                continue
+            kept.append(row | {"audio_filepath": f"{i:05d}.wav"})
+            soundfile.write(target / kept[-1]["audio_filepath"], samples, 16_000)
         beside = done.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         beside.rename(done)
     return work / "audio"
 

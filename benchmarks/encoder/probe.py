@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.encoder.corpus import PROBE
 from diminuendo.data.batching import Batch
 from diminuendo.data.manifest import ALL, read_cuts
 from diminuendo.evaluation.probes import Features, encoder_features, log_mel_features, mfcc_features, run_probe
 from diminuendo.training.two_stages import Source
 
-PROBE = "arabic_commands"
 TASKS = ("keyword", "speaker")
 SEED = 0
 FLOORS: dict[str, Callable[[], Features]] = {"log-mel": log_mel_features, "mfcc": mfcc_features}

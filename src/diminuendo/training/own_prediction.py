@@ -43,13 +43,14 @@ def own_prediction(directory: str | None, model: Model, extractor: Any, seed: in
     Raises UserError if `pretrain` did not make the directory.
     """
     path = Path(directory or "") / FILE
-    if not path.is_file():
+    run = path.with_name("run.json")
+    tensors = load_file(path) if path.is_file() and run.is_file() else {}
+    if "log_mel.mean" not in tensors:
         raise UserError(
-            f"MODEL {directory}: masked prediction needs the labels of its pretraining ({FILE}), which `diminuendo "
-            "pretrain` writes beside a model"
+            f"MODEL {directory}: masked prediction needs the labels of its pretraining ({FILE}, run.json), which "
+            "`diminuendo pretrain` writes beside a model; pretrain it with this version"
         )
-    tensors = load_file(path)
-    config = json.loads((path.parent / "run.json").read_text())["config"]
+    config = json.loads(run.read_text())["config"]
     name = "iteration_2" if any(key.startswith("iteration_2.") for key in tensors) else "iteration_1"
     kept = _under(name, tensors)
     grid = frame_grid(model.config, extractor.sampling_rate)
