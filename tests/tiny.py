@@ -1,5 +1,6 @@
-"""Tiny models with random weights: every family in both styles."""
+"""Tiny models with random weights, every family in both styles, and tiny runs."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from transformers import (
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
 )
+
+from diminuendo import api
+from diminuendo.training.loop import LoopConfig
+
+SETTINGS = {"steps": 12, "seconds_per_batch": 3.0, "round_to": 1}
+QUIET = LoopConfig(device="cpu", quiet=True)
 
 CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "hubert": (HubertConfig, HubertModel, HubertForCTC),
@@ -56,3 +63,11 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
 
 def audio(batch: int = 2, samples: int = 8000, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, samples, generator=torch.Generator().manual_seed(seed))
+
+
+def compress(model: Path, data: Path, out: Path, **options: object) -> dict[str, object]:
+    return api.compress_to_result(model, data, out, **{"keep": "params=0.5", "loop": QUIET, **SETTINGS, **options})
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()

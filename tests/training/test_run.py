@@ -1,0 +1,208 @@
+"""A run and its directory: interrupted, killed, resumed, overwritten, on one process and on two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Wav2Vec2FeatureExtractor
+
+import diminuendo
+from diminuendo import api
+from diminuendo.errors import UserError
+from diminuendo.export.huggingface import save
+from diminuendo.training.loop import Interrupted
+from tiny import QUIET, compress, tiny_model, weights
+
+
+@pytest.mark.parametrize("interrupted_at", [5, 12, 15])
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    interrupted_at: int, teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diminuendo.training import loop
+
+    compress(teacher_folder, audio_folder, tmp_path / "whole", accumulate=2)
+    steps = 0
+
+    def counting(self: object, here: bool) -> bool:
+        nonlocal steps
+        steps += 1
+        return steps == interrupted_at
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_anyone", counting)
+        with pytest.raises(Interrupted, match="--resume"):
+            compress(teacher_folder, audio_folder, tmp_path / "parts", accumulate=2)
+    assert not (tmp_path / "parts" / "config.json").exists()
+    spent = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=False)["spent"]
+    result = compress(teacher_folder, audio_folder, tmp_path / "parts", accumulate=2, resume=True)
+    assert all(result[clock] > spent[clock] > 0 for clock in ("seconds", "cpu_seconds"))
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    logged = [(line["stage"], line["step"]) for line in map(json.loads, (tmp_path / "parts" / "log.jsonl").open())]
+    assert logged == [("joint", i + 1) for i in range(12)] + [("distil", i + 1) for i in range(6)]
+
+
+def command(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    flags = ["--keep", "params=0.5", "--steps", "60", "--seconds-per-batch", "3", "--round-to", "1", "--threads", "1"]
+    return ["-m", "diminuendo", "compress", str(model), str(data), "--out", str(out), *flags, "--device", "cpu", *more]
+
+
+def kill_after(lines: int, arguments: list[str], out: Path) -> None:
+    """SIGKILL once the log has so many lines: in the middle of whatever the process does then."""
+    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL, start_new_session=True)
+    log, deadline = out / "log.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and log.read_bytes().count(b"\n") >= lines:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_resumes_to_the_same_weights(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run([sys.executable, *command(teacher_folder, audio_folder, whole)], check=True, capture_output=True)
+    for lines in (20, 70):
+        kill_after(lines, command(teacher_folder, audio_folder, parts, "--resume"), parts)
+    last = [sys.executable, *command(teacher_folder, audio_folder, parts, "--resume", "--json")]
+    result = subprocess.run(last, check=True, capture_output=True, text=True)
+    assert weights(parts) == weights(whole)
+    again = subprocess.run(last, check=True, capture_output=True, text=True)
+    assert json.loads(again.stdout) == json.loads(result.stdout)
+
+
+def test_two_processes_make_a_model_that_loads(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    arguments = command(teacher_folder, audio_folder, tmp_path / "small", "--json")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = diminuendo.load(tmp_path / "small")
+    assert sum(p.numel() for p in model.parameters()) == json.loads(done.stdout)["params"]["student"]
+
+
+def test_a_directory_that_is_not_empty_is_left_alone(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        compress(teacher_folder, audio_folder, tmp_path)
+    with pytest.raises(UserError, match="no run"):
+        compress(teacher_folder, audio_folder, tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    compress(teacher_folder, audio_folder, tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_of_another_run_is_refused(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    compress(teacher_folder, audio_folder, tmp_path / "small")
+    with pytest.raises(UserError, match=r"another run: its config\.seed is 0, this one's 1; give"):
+        compress(teacher_folder, audio_folder, tmp_path / "small", seed=1, resume=True)
+
+
+def test_a_model_that_no_run_wrote_is_never_overwritten(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    before = weights(teacher_folder)
+    save(tiny_model(), Wav2Vec2FeatureExtractor(), tmp_path / "mine")
+    with pytest.raises(UserError, match="MODEL's own directory"):
+        compress(teacher_folder, audio_folder, teacher_folder, overwrite=True)
+    with pytest.raises(UserError, match="no run of ours wrote"):
+        compress(teacher_folder, audio_folder, tmp_path / "mine", overwrite=True)
+    assert weights(teacher_folder) == weights(tmp_path / "mine") == before
+
+
+def test_an_output_directory_that_cannot_be_made_is_said(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        compress(teacher_folder, audio_folder, tmp_path / "file" / "small")
+
+
+def test_overwriting_a_run_leaves_nothing_of_it(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    save(tiny_model(ctc=True), Wav2Vec2FeatureExtractor(), tmp_path / "asr")
+    (tmp_path / "asr" / "vocab.json").write_text('{"a": 0}')
+    compress(tmp_path / "asr", audio_folder, tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    api.pretrain("micro-hubert", audio_folder, tmp_path / "out", overwrite=True, loop=QUIET, steps=3, num_clusters=3)
+    api.pretrain("micro-hubert", audio_folder, tmp_path / "new", loop=QUIET, steps=3, num_clusters=3)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "mine.txt",
+        *(path.name for path in (tmp_path / "new").iterdir()),
+    }
+
+
+@pytest.mark.parametrize("killed", ["before removal", "before saving", "after saving", "before the checkpoint goes"])
+def test_a_run_killed_between_its_last_steps_finishes_as_if_it_had_not_been(
+    killed: str, teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def save_and_die(*arguments: object, **options: object) -> None:
+        save(*arguments, **options)
+        die()
+
+    place, instead = {
+        "before removal": ("two_stages.remove", die),
+        "before saving": ("compress.save", die),
+        "after saving": ("compress.save", save_and_die),
+        "before the checkpoint goes": ("run.Path.unlink", die),
+    }[killed]
+    expected = compress(teacher_folder, audio_folder, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"diminuendo.training.{place}", instead)
+        with pytest.raises(KeyboardInterrupt):
+            compress(teacher_folder, audio_folder, parts)
+    result = compress(teacher_folder, audio_folder, parts, resume=True)
+    assert weights(parts) == weights(whole)
+    differing = {"out", "seconds", "cpu_seconds"}
+    assert {k: v for k, v in result.items() if k not in differing} == {
+        k: v for k, v in expected.items() if k not in differing
+    }
+    assert not (parts / "checkpoint.pt").exists()
+
+
+def test_a_damaged_checkpoint_is_said_in_one_line(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    compress(teacher_folder, audio_folder, tmp_path / "small")
+    (tmp_path / "small" / "result.json").unlink()
+    (tmp_path / "small" / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match="is damaged") as caught:
+        compress(teacher_folder, audio_folder, tmp_path / "small", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_the_checkpoint(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diminuendo.training import checkpoint
+
+    real, calls = torch.save, 0
+
+    def full_after_two(*arguments: object, **options: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise OSError(28, "No space left on device")
+        real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", full_after_two)
+        with pytest.raises(UserError, match="no space left") as caught:
+            compress(teacher_folder, audio_folder, tmp_path / "small")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in (tmp_path / "small").iterdir() if path.suffix in (".pt", ".tmp")) == [
+        "checkpoint.pt"
+    ]
+    compress(teacher_folder, audio_folder, tmp_path / "whole")
+    compress(teacher_folder, audio_folder, tmp_path / "small", resume=True)
+    assert weights(tmp_path / "small") == weights(tmp_path / "whole")
