@@ -110,13 +110,22 @@ def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:
     assert len(lines) == 3
     assert "70.0 (60.0 to 80.0, 2 seeds)" in lines[2]
     assert "| 10 | 1.00 |" in lines[2]
+    shape = {"encoder.layers.0.attention.heads": 4, "encoder.layers.1.attention.heads": 2}
+    found = {name: values | {"shape": shape, "full_shape": dict.fromkeys(shape, 4)} for name, values in found.items()}
+    assert table.shapes(found).splitlines() == [
+        "|  | Attention heads |",
+        "| --- | --- |",
+        "| a | 4 / 4; 2 / 4 |",
+        "| b | 4 / 4; 2 / 4 |",
+    ]
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.25])
 def test_the_parts_of_a_step_are_all_met_and_the_step_is_whole(kept: float, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {key: value for key, value in CONFIGURATIONS["tiny-hubert"].items() if key != "model_type"}
     monkeypatch.setitem(ours.SIZES, "tiny", values)
-    step = ours.Step("tiny", "fp32", kept)
+    step = ours.Step("tiny", "fp32")
+    step.keep(kept)
     waveforms = torch.randn(1, 8_000)
     before = [parameter.detach().clone() for parameter in step.weights]
     step(waveforms)

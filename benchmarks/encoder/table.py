@@ -2,6 +2,7 @@
 
     python -m benchmarks.encoder.table                      # the table, as Markdown
     python -m benchmarks.encoder.table --plot docs/encoder.png
+    python -m benchmarks.encoder.table --shapes             # what the joint runs have kept, layer by layer
     python -m benchmarks.encoder.table --latency DIRECTORY  # the --work of the benchmark; then the table has it too
 
 Accuracies are of test clips; intervals are 95 % bootstrap intervals over speakers (keywords) or clips (speakers). With
@@ -20,6 +21,7 @@ from benchmarks.encoder.__main__ import FOLDER
 from benchmarks.record import RESULTS, record
 from diminuendo.api import source_of
 from diminuendo.profiling.latency import measure_interleaved
+from diminuendo.report.layer_map import panels
 
 NAMES = {
     "joint": "joint distillation and pruning",
@@ -75,7 +77,7 @@ def _accuracy(rows: list[Row], task: str) -> str:
 
 def table(found: dict[str, Row], latency: dict[str, float]) -> str:
     """Markdown: references, then the cells by kept fraction."""
-    head = ("", "parameters", "keyword, %", "speaker, %", "loss at the end", "ms for 10 s", "CPU hours")
+    head = ("", "parameters", "keyword, %", "speaker, %", "distillation loss", "ms for 10 s", "CPU hours")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     rows = [(NAMES[name], [found[name] | {"name": name}]) for name in REFERENCES if name in found]
     grouped = groups(found)
@@ -88,7 +90,8 @@ def table(found: dict[str, Row], latency: dict[str, float]) -> str:
         first = same[0]
         hours = [row["cpu_seconds"] / 3600 for row in same if "cpu_seconds" in row]
         times = [latency[row["name"]] for row in same if row["name"] in latency]
-        losses = [row["final_loss"] for row in same if "final_loss" in row]
+        # Without distillation it is another loss.
+        losses = [row["final_loss"] for row in same if "cell" in row and row["cell"]["method"] != "prune-only"]
         cells = (
             label,
             f"{first['params']:,}" if "params" in first else "",
@@ -152,6 +155,19 @@ def _line(
         axis.errorbar(x_values, means, yerr=(below, above), marker="o", capsize=3, label=label)
 
 
+def shapes(found: dict[str, Row]) -> str:
+    """Markdown: a row for each model of the joint method, chosen rates alone, each part's members by layer."""
+    rows = [row for key, same in groups(found).items() if key[0] == "joint" for row in same]
+    lines: list[str] = []
+    for row in sorted(rows, key=lambda row: str(row["name"])):
+        parts = panels(row["shape"], row["full_shape"])
+        if not lines:
+            head = ["", *(part.title for part in parts)]
+            lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        lines.append("| " + " | ".join([row["name"], *("; ".join(r.text for r in part.rows) for part in parts)]) + " |")
+    return "\n".join(lines)
+
+
 def measure_latency(work: Path) -> None:
     """Every model that is there, in turn, batch 1, 10 s, one thread."""
     torch.set_num_threads(1)
@@ -166,11 +182,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder.table", description=__doc__.splitlines()[0])
     parser.add_argument("--latency", type=Path, metavar="DIRECTORY", help="measure the models of this --work first")
     parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--shapes", action="store_true", help="print the learned shapes instead")
     given = parser.parse_args()
     if given.latency:
         measure_latency(given.latency)
     latency = json.loads(LATENCY.read_text())["p50_ms"] if LATENCY.is_file() else {}
-    print(table(results(), latency))
+    print(shapes(results()) if given.shapes else table(results(), latency))
     if given.plot:
         plot(results(), latency, given.plot)
 

@@ -3,10 +3,12 @@
     python -m benchmarks.step [--published CHECKOUT] [--growth]
 
 Times are of CPU steps on random audio with random weights; ours and the published one take turns. Memory is the peak of
-a process of its own.
+a process of its own; what does not fit into the machine is left out, and its peak is null.
 """
 
 import argparse
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from benchmarks.record import record
 from benchmarks.step import ours, published
 from diminuendo.profiling.latency import peak_memory_mb
 
+NO_ROOM = 3
 RATE_SHAPES = ((2048, 2048, 2048), (2000, 768, 3072), (2000, 3072, 768))
 
 
@@ -52,32 +55,29 @@ def measure(
     """Ours at the start of a run and when the target is reached, and the published code's, in turn."""
     torch.set_num_threads(threads)
     waveforms = audio(clips, seconds)
-    start, shut = ours.Step(size, precision), ours.Step(size, precision, ours.KEPT)
-    steps: dict[str, Callable[[], Any]] = {
-        "start": lambda: start(waveforms),
-        "target reached": lambda: shut(waveforms),
-    }
-    if checkout is not None:
-        theirs = published.Step(checkout, size, precision)
-        # The same model, but for an embedding of masked frames here and a few biases there.
-        assert abs(theirs.parameters / start.parameters - 1) < 1e-4, (theirs.parameters, start.parameters)
-        steps["published"] = lambda: theirs(waveforms)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    parts: dict[str, list[dict[str, float]]] = {"start": [], "target reached": []}
+    step = ours.Step(size, precision)
+    kept = {"start": 1.0, "target reached": ours.KEPT}
+    theirs = published.Step(checkout, size, precision) if checkout is not None else None
+    # The same model, but for an embedding of masked frames here and a few biases there.
+    assert theirs is None or abs(theirs.parameters / step.parameters - 1) < 1e-4, (theirs.parameters, step.parameters)
+    times: dict[str, list[float]] = {name: [] for name in (*kept, *(["published"] if theirs else []))}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in kept}
     rates = [matrix_rate(precision)]
     for run in range(runs + 1):  # the first is a warm-up
-        for name, step in steps.items():
-            elapsed = seconds_of(step)
-            times[name] += [elapsed] * (run > 0)
-        if run > 0:
-            parts["start"].append(start.parts(waveforms))
-            parts["target reached"].append(shut.parts(waveforms))
-            rates.append(matrix_rate(precision))
+        for name, fraction in kept.items():
+            step.keep(fraction)
+            times[name].append(seconds_of(lambda: step(waveforms)))
+            if run > 0:
+                parts[name].append(step.parts(waveforms))
+        if theirs is not None:
+            times["published"].append(seconds_of(lambda: theirs(waveforms)))
+        rates.append(matrix_rate(precision))
+    times = {name: values[1:] for name, values in times.items()}
     medians = {name: statistics.median(values) for name, values in times.items()}
-    floor = start.flops(waveforms) / max(rates)
+    floor = step.flops(waveforms) / max(rates)
     result = {
         "size": size,
-        "parameters": start.parameters,
+        "parameters": step.parameters,
         "clips": clips,
         "clip_seconds": seconds,
         "precision": precision,
@@ -86,14 +86,13 @@ def measure(
         "seconds": {name: [round(value, 3) for value in values] for name, values in times.items()},
         "median_seconds": {name: round(value, 3) for name, value in medians.items()},
         "parts": {name: _medians(found) for name, found in parts.items()},
-        "gflop": round(start.flops(waveforms) / 1e9, 1),
+        "gflop": round(step.flops(waveforms) / 1e9, 1),
         "matrix_gflop_per_second": round(max(rates) / 1e9, 1),
         "floor_seconds": round(floor, 3),
         "start_over_floor": round(medians["start"] / floor, 2),
     }
-    if checkout is not None:
-        ratios = {name: medians[name] / medians["published"] for name in ("start", "target reached")}
-        result["over_published"] = {name: round(value, 3) for name, value in ratios.items()}
+    if theirs is not None:
+        result["over_published"] = {name: round(medians[name] / medians["published"], 3) for name in kept}
     return result
 
 
@@ -102,25 +101,36 @@ def _medians(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def memory(who: str, size: str, clips: int, seconds: float, precision: str, checkout: Path | None) -> None:
-    """Prints the peak memory of this process after two steps."""
-    torch.set_num_threads(2)
-    step: Callable[[Tensor], Any]
-    if checkout is not None and who == "published":
-        step = published.Step(checkout, size, precision)
-    else:
-        step = ours.Step(size, precision)
-    for _ in range(2):
-        step(audio(clips, seconds))
+    """Prints the peak memory of this process after two steps. Status NO_ROOM if the machine has not so much."""
+    room = machine_memory()
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))  # fail here rather than have the system choose a victim
+    try:
+        contender = ours.Step(size, precision) if who == "ours" else published.Step(checkout, size, precision)  # type: ignore[arg-type]
+        for _ in range(2):
+            contender(audio(clips, seconds))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise SystemExit(NO_ROOM) from error
     print(round(peak_memory_mb()))
 
 
-def peak_memory(who: str, size: str, clips: int, seconds: float, precision: str, checkout: Path | None) -> int:
-    """In MB, of a process that makes two steps."""
-    options = {"--memory-of": who, "--size": size, "--clips": clips, "--seconds": seconds, "--precision": precision}
-    if checkout is not None:
-        options["--published"] = checkout
+def machine_memory() -> int:
+    """Bytes of four fifths of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
+
+
+def peak_memory(who: str, arguments: argparse.Namespace, size: str, seconds: float, precision: str) -> int | None:
+    """In MB, of a process that makes two steps; None if the machine has not so much."""
+    options = {"--memory-of": who, "--size": size, "--clips": arguments.clips, "--seconds": seconds}
+    options |= {"--precision": precision, "--threads": arguments.threads[0]}
+    if arguments.published is not None:
+        options["--published"] = arguments.published
     words = [str(word) for option in options.items() for word in option]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.step", *words], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "benchmarks.step", *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode == NO_ROOM:
+        return None
+    done.check_returncode()
     return int(done.stdout.split()[-1])
 
 
@@ -137,6 +147,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=("ours", "published"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:
+        torch.set_num_threads(given.threads[0])
         memory(given.memory_of, given.size, given.clips, given.seconds, given.precision[0], given.published)
         return
     cases = [(given.size, given.seconds)]
@@ -146,15 +157,19 @@ def main() -> None:
     results = []
     # Memory first: a process starts with the peak of the one that started it.
     peaks = {
-        (size, seconds, precision): {
-            who: peak_memory(who, size, given.clips, seconds, precision, given.published) for who in kinds
-        }
+        (size, seconds, precision): {who: peak_memory(who, given, size, seconds, precision) for who in kinds}
         for size, seconds in cases
         for precision in given.precision
     }
     for (size, seconds, precision), memory_mb in peaks.items():
+        if memory_mb["ours"] is None:
+            print(f"{size}, {seconds:g} s, {precision}: not timed, a step does not fit into this machine's memory")
+            continue
+        # Both are held at once.
+        fits = None not in memory_mb.values() and sum(memory_mb.values()) * 1e6 < machine_memory()  # type: ignore[arg-type]
         for threads in given.threads:
-            found = measure(size, given.clips, seconds, precision, threads, given.runs, given.published)
+            checkout = given.published if fits else None
+            found = measure(size, given.clips, seconds, precision, threads, given.runs, checkout)
             results.append(found | {"peak_memory_mb": memory_mb})
             print(results[-1], flush=True)
     print(record("step_growth" if given.growth else "step", {"results": results}))

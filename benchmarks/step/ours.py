@@ -34,13 +34,9 @@ KEPT = 0.25
 
 
 class Step:
-    """HuBERT with random weights, gated, against a frozen copy; one step a call.
+    """HuBERT with random weights, gated, against a frozen copy; one step a call."""
 
-    kept: 1.0 for gates as they are at the start; less for that fraction of every layer's channels, heads and neurons
-    open and the others shut, as gates are once the target is reached.
-    """
-
-    def __init__(self, size: str, precision: str, kept: float = 1.0) -> None:
+    def __init__(self, size: str, precision: str) -> None:
         self.config = compress_config()
         self.precision = precision
         torch.manual_seed(0)
@@ -50,11 +46,8 @@ class Step:
         self.macs_per_second = count_macs_per_second(teacher)
         self.parameters = count_parameters(teacher)
         gates = Gates(family.axes(student))
-        with torch.no_grad():
-            for axis in gates.axes:
-                if axis.kind in ("channels", "heads", "neurons"):
-                    gates.log_alpha[gates.of(axis.name)][round(kept * axis.size) :] = -8.0
         attach(student, gates)
+        self.gates, self.at_start = gates, gates.log_alpha.detach().clone()
         width = teacher.config.hidden_size
         distillation = HiddenDistillation(default_layers(teacher.config.num_hidden_layers), width, width)
         extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
@@ -77,6 +70,16 @@ class Step:
         ]
         self.weights = weights
         self.optimizer = make_optimizer(Stage("joint", 1, self.objective, groups))
+
+    @torch.no_grad()
+    def keep(self, kept: float) -> None:
+        """Sets the gates: 1.0 as they are at the start; less for that fraction of every layer's channels, heads and
+        neurons open and the others shut, as gates are once the target is reached."""
+        log_alpha = self.at_start.clone()
+        for axis in self.gates.axes if kept < 1 else ():
+            if axis.kind in ("channels", "heads", "neurons"):
+                log_alpha[self.gates.of(axis.name)][round(kept * axis.size) :] = -8.0
+        self.gates.log_alpha.copy_(log_alpha)
 
     def __call__(self, waveforms: Tensor, mark: Callable[[str], None] = lambda part: None) -> None:
         lengths = torch.full((len(waveforms),), waveforms.shape[1])

@@ -45,6 +45,22 @@ _SIZES: dict[str, dict[str, Any]] = {
         "encoder_layer_drop": 0.05,
         "normalize_waveform": False,
     },
+    "large": {
+        "extractor_mode": "layer_norm",
+        "extractor_conv_bias": False,
+        "encoder_embed_dim": 1024,
+        "encoder_projection_dropout": 0.1,
+        "encoder_num_layers": 24,
+        "encoder_use_attention": [True] * 24,
+        "encoder_use_feed_forward": [True] * 24,
+        "encoder_num_heads": [16] * 24,
+        "encoder_attention_dropout": 0.1,
+        "encoder_ff_interm_features": [4096] * 24,
+        "encoder_dropout": 0.1,
+        "encoder_layer_norm_first": True,
+        "encoder_layer_drop": 0.05,
+        "normalize_waveform": True,
+    },
 }
 
 
@@ -67,9 +83,9 @@ def _import(checkout: Path) -> tuple[Any, Any]:
 
 
 class Step:
-    """One step a call; `kept` as for ours. Gates of convolution channels, heads and neurons, as run.sh has them."""
+    """One step a call. Gates of convolution channels, heads and neurons, as run.sh has them."""
 
-    def __init__(self, checkout: Path, size: str, precision: str, kept: float = 1.0) -> None:
+    def __init__(self, checkout: Path, size: str, precision: str) -> None:
         published, wav2vec2_model = _import(checkout)
         torch.manual_seed(0)
         self.precision = precision
@@ -83,10 +99,6 @@ class Step:
         student = wav2vec2_model(**{**settings, **units})
         student.load_state_dict(teacher.state_dict(), strict=False)
         self.parameters = sum(p.numel() for p in teacher.parameters())
-        with torch.no_grad():
-            for name, parameter in student.named_parameters():
-                if name.endswith("log_alpha") and kept < 1:
-                    parameter[round(kept * len(parameter)) :] = -8.0
         first, shared = (nn.Linear(width := settings["encoder_embed_dim"], width) for _ in range(2))
         depth = settings["encoder_num_layers"]
         self.module = published.DistillModule(

@@ -229,7 +229,7 @@ def test_a_floor_is_the_mean_and_deviation_over_frames():
 
 
 @pytest.mark.parametrize("ctc", [False, True])
-def test_encoder_features_are_the_means_of_hidden_states_over_own_frames(ctc):
+def test_encoder_features_are_means_and_deviations_of_hidden_states_over_own_frames(ctc):
     model, extractor = tiny_model(style="large", ctc=ctc).train(), Wav2Vec2FeatureExtractor(do_normalize=True)
     long, short = audio(2, 16000)[0], audio(2, 16000)[1, :5001]
     together = encoder_features(model, extractor)(batch_of(long, short))
@@ -237,8 +237,9 @@ def test_encoder_features_are_the_means_of_hidden_states_over_own_frames(ctc):
     model.eval()
     for clip, vectors in zip((long, short), together, strict=True):
         inputs = model_inputs(extractor, clip[None], torch.tensor([len(clip)]))
-        states = family_of(model).hidden_states(model, inputs)
-        assert_close(vectors, torch.stack([state[0].mean(0) for state in states]), rtol=1e-3, atol=1e-4)
+        states = [state[0] for state in family_of(model).hidden_states(model, inputs)]
+        wanted = torch.stack([torch.cat([state.mean(0), state.std(0, correction=0)]) for state in states])
+        assert_close(vectors, wanted, rtol=1e-3, atol=1e-4)
 
 
 def head_data(clips=600, layers=3, informative=1, noise=0.5, seed=0):

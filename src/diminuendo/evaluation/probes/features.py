@@ -1,7 +1,8 @@
 """One vector per clip and layer: an encoder's hidden states, and the floors that any encoder must beat.
 
-A head reads the mean over frames of a weighted sum of layers. The mean commutes with the sum, so each layer's mean is
-all that has to be kept: [layers, dim] per clip, whatever its length.
+All are pooled alike: mean and standard deviation of each layer over a clip's own frames, [layers, 2 x dim] per clip,
+whatever its length. A head reads a weighted sum of layers. SUPERB pools by the mean alone; a voice is also in how
+frames vary (x-vectors pool so: Snyder et al. 2018).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from diminuendo.families import Model, family_of, model_inputs
 from diminuendo.profiling.count import evaluating
 
 Features = Callable[[Batch], Float[Tensor, "batch layers dim"]]
-"""Means over each clip's own frames; NaN for a clip too short for one frame."""
+"""Means, then deviations, over each clip's own frames; NaN for a clip too short for one frame."""
 
 
 def encoder_features(model: Model, extractor: Any) -> Features:
@@ -28,34 +29,34 @@ def encoder_features(model: Model, extractor: Any) -> Features:
     family = family_of(model)
 
     @torch.no_grad()
-    def features(batch: Batch) -> Float[Tensor, "batch layers dim"]:
+    def features(batch: Batch) -> Float[Tensor, "batch layers twice_dim"]:
         inputs = model_inputs(extractor, batch.waveforms, batch.lengths)
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
         counts = family.frame_lengths(model, batch.lengths).clamp(min=0)
         with evaluating(model):
             states = family.hidden_states(model, inputs)
-        return torch.stack([_mean(state, counts) for state in states], dim=1).float().cpu()
+        return torch.stack([_mean_and_deviation(state.float(), counts) for state in states], dim=1).cpu()
 
     return features
 
 
 def log_mel_features(num_bands: int = 80) -> Features:
-    """Mean and standard deviation of log-mel bands: one layer of 2 x `num_bands`."""
+    """Log-mel bands: one layer of 2 x `num_bands`."""
 
     def features(batch: Batch) -> Float[Tensor, "batch 1 dim"]:
-        return _mean_and_deviation(log_mel(batch.waveforms, num_bands), frame_counts(batch.lengths))
+        return _mean_and_deviation(log_mel(batch.waveforms, num_bands), frame_counts(batch.lengths))[:, None]
 
     return features
 
 
 def mfcc_features(num_coefficients: int = 20) -> Features:
-    """Mean and standard deviation of cepstra, slopes and slopes of slopes: one layer of 6 x `num_coefficients`."""
+    """Cepstra, slopes and slopes of slopes: one layer of 6 x `num_coefficients`."""
 
     def features(batch: Batch) -> Float[Tensor, "batch 1 dim"]:
         counts = frame_counts(batch.lengths)
         cepstra = mfcc(log_mel(batch.waveforms), num_coefficients)
         slopes = deltas(cepstra, counts)
-        return _mean_and_deviation(torch.cat([cepstra, slopes, deltas(slopes, counts)], dim=-1), counts)
+        return _mean_and_deviation(torch.cat([cepstra, slopes, deltas(slopes, counts)], dim=-1), counts)[:, None]
 
     return features
 
@@ -68,7 +69,7 @@ def _mean(states: Float[Tensor, "batch frames dim"], counts: Int[Tensor, "batch"
 
 def _mean_and_deviation(
     frames: Float[Tensor, "batch frames dim"], counts: Int[Tensor, "batch"]
-) -> Float[Tensor, "batch 1 twice_dim"]:
+) -> Float[Tensor, "batch twice_dim"]:
     mean = _mean(frames, counts)
     deviation = _mean((frames - mean[:, None]).square(), counts).sqrt()
-    return torch.cat([mean, deviation], dim=-1)[:, None]
+    return torch.cat([mean, deviation], dim=-1)

@@ -45,7 +45,7 @@ def run_probe(
     max_clips: int | None = None,
     head_config: HeadConfig = HeadConfig(),  # noqa: B008
 ) -> ProbeResult:
-    """Probe frozen features for "keyword" or "speaker" as SUPERB does: a weighted sum of layers, mean, linear head.
+    """Probe frozen features for "keyword" or "speaker" as SUPERB does: a weighted sum of layers, linear head.
 
     `cuts` are the clips of all splits; they are gone through twice, so that a lazy set never lies in memory. What does
     are the vectors, layers x dim floats a clip; `max_clips` bounds that and the time by a seeded sample.
