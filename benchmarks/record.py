@@ -39,5 +39,8 @@ def record(name: str, values: dict[str, Any]) -> Path:
 
 
 def _module() -> list[str]:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [] if spec is None else [spec.name.removesuffix(".__main__")]
+    # By the file, which a spawned worker knows too; its __main__ has no name.
+    file, root = Path(sys.argv[0]), RESULTS.parent.parent
+    if not file.is_relative_to(root):
+        return []
+    return [".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__main__")]

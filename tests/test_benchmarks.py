@@ -1,14 +1,15 @@
 """The benchmarks' own parts: what is compared is comparable, what is measured adds up."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
 import torch
-from benchmarks.encoder import __main__ as encoder
-from benchmarks.encoder import make, table
+from benchmarks import record
+from benchmarks.encoder import bench, make, table
 from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, STEPS, Cell, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.step import ours
@@ -57,12 +58,12 @@ def test_a_learned_shape_is_cut_from_the_largest_members() -> None:
 
 
 def test_a_methods_rate_is_the_best_on_dev_once_all_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "FOLDER", tmp_path)
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
     for rate, accuracy in zip(RATES, (0.5, 0.7, 0.6), strict=True):
-        assert encoder.best_rates() == {}
+        assert bench.best_rates() == {}
         scores = {task: {"dev_accuracy": accuracy} for task in ("keyword", "speaker")}
         (tmp_path / f"{Cell('fixed', rate).name}.json").write_text(json.dumps(scores))
-    assert encoder.best_rates() == {"fixed": RATES[1]}
+    assert bench.best_rates() == {"fixed": RATES[1]}
 
 
 def test_a_fraction_of_the_audio_is_taken_from_every_folder_and_no_test_clip(tmp_path: Path) -> None:
@@ -134,3 +135,12 @@ def test_the_parts_of_a_step_are_all_met_and_the_step_is_whole(kept: float, monk
     assert all(seconds > 0 for seconds in parts.values())
     # Rates are 0: a step measured again is the same step.
     assert all(torch.equal(a, b) for a, b in zip(before, step.weights, strict=True))
+
+
+def test_a_result_has_its_command_without_the_machines_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "benchmarks" / "results")
+    program = tmp_path / "benchmarks" / "encoder" / "__main__.py"
+    monkeypatch.setattr(sys, "argv", [str(program), "/data/speech", "--workers", "2"])
+    found = json.loads(record.record("encoder/teacher", {"value": 1}).read_text())
+    assert found["command"] == "python -m benchmarks.encoder speech --workers 2"
+    assert found["value"] == 1

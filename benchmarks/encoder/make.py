@@ -36,7 +36,8 @@ def make_teacher(cuts: CutSet, out: Path) -> dict[str, Any]:
 def make_warmed_up(cuts: CutSet, out: Path) -> dict[str, Any]:
     """The teacher as it was after the warm-up of its front end."""
     steps = PRETRAINING.stage_steps["front_end"]
-    return pretrain(ENCODER, cuts, out, replace(PRETRAINING, steps=steps, front_end=1.0, iteration_1=0.0), loop=LOOP)
+    config = replace(PRETRAINING, steps=steps, front_end=1.0, iteration_1=0.0)
+    return pretrain(ENCODER, cuts, out, config, loop=LOOP, resume=True)
 
 
 def make(cell: Cell, teacher: Source, cuts: CutSet, out: Path, learned: Shape | None = None) -> dict[str, Any]:

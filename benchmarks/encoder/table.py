@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.encoder.__main__ import FOLDER
+from benchmarks.encoder.bench import FOLDER
 from benchmarks.record import RESULTS, record
 from diminuendo.api import source_of
 from diminuendo.profiling.latency import measure_interleaved

@@ -1,0 +1,169 @@
+"""The parts of the benchmark in one working directory, and the workers that see to them."""
+
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.encoder import make
+from benchmarks.encoder.cells import COMPARED, RATES, Cell, Method, comparison, tuning
+from benchmarks.encoder.corpus import prepare, training_manifest
+from benchmarks.encoder.probe import FLOORS, probe, probe_model
+from benchmarks.record import RESULTS, record
+from diminuendo.api import source_of
+from diminuendo.data.manifest import read_cuts
+from diminuendo.errors import UserError
+from diminuendo.profiling.count import count_macs_per_second, count_parameters
+from diminuendo.training.run import fingerprint
+from diminuendo.training.two_stages import Source
+
+FOLDER = RESULTS / "encoder"
+WAIT_SECONDS = 10.0
+
+
+class Bench:
+    """The parts of the benchmark in one working directory. `teacher_checksum` binds all results to one teacher."""
+
+    def __init__(self, speech: Path, work: Path) -> None:
+        self.work = work
+        self.audio = prepare(speech, work)
+        make.make_teacher(self.cuts(), work / "teacher")
+        self.teacher = source_of(work / "teacher")
+        self.teacher_checksum = fingerprint(self.teacher.model)
+
+    def cuts(self, fraction: float = 1.0) -> Any:
+        return read_cuts(training_manifest(self.audio, fraction), None)
+
+    def references(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """What is probed beside the cells."""
+        found: dict[str, Callable[[], dict[str, Any]]] = {
+            "teacher": lambda: self._probed(self.teacher, self._result("teacher")),
+            "random": lambda: self._probed(make.random_encoder(self.teacher), {}),
+            "warmed-up": self._warmed_up,
+        }
+        for name, features in FLOORS.items():
+            found[name] = lambda features=features: probe(features(), self.audio)  # type: ignore[misc]
+        return found
+
+    def _warmed_up(self) -> dict[str, Any]:
+        result = make.make_warmed_up(self.cuts(), self.work / "warmed-up")
+        return self._probed(source_of(self.work / "warmed-up"), result)
+
+    def _result(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.work / name / "result.json").read_text())
+        return found
+
+    def _probed(self, source: Source, result: dict[str, Any]) -> dict[str, Any]:
+        sizes: dict[str, Any] = {
+            "params": count_parameters(source.model),
+            "macs_per_second": count_macs_per_second(source.model),
+        }
+        told = ("seconds", "cpu_seconds", "accuracy", "shape", "full_shape", "expected_before_selection")
+        return {**sizes, **{key: result[key] for key in told if key in result}, **probe_model(source, self.audio)}
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        out = self.work / "cells" / cell.name
+        learned = None
+        if cell.method == "learned-shape":
+            joint = Cell("joint", best_rates()["joint"], keep=cell.keep, seed=cell.seed)
+            learned = json.loads((FOLDER / f"{joint.name}.json").read_text())["shape"]
+        result = make.make(cell, self.teacher, self.cuts(cell.audio), out, learned)
+        return {
+            "cell": asdict(cell),
+            "final_loss": final_loss(out / "log.jsonl"),
+            **self._probed(source_of(out), result),
+        }
+
+    def save(self, name: str, values: dict[str, Any]) -> None:
+        record(f"encoder/{name}", {"teacher": self.teacher_checksum, **values})
+
+    def check(self) -> None:
+        """UserError if results there are of another teacher."""
+        for path in FOLDER.glob("*.json"):
+            there = json.loads(path.read_text())["teacher"]
+            if there != self.teacher_checksum:
+                raise UserError(
+                    f"{path} is of the teacher {there}, {self.work} has {self.teacher_checksum}: remove the results "
+                    "of the other, or give its --work"
+                )
+
+
+def final_loss(log: Path) -> float:
+    """The loss over the last tenth of a run's last stage: for distillation, how far from its teacher a student is."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["stage"] == lines[-1]["stage"]]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return float(sum(tail) / len(tail))
+
+
+def best_rates() -> dict[Method, float]:
+    """Of the methods whose every rate has been tried, the one with the best mean dev accuracy of both probes."""
+    found: dict[Method, float] = {}
+    for method in COMPARED:
+        scores = {}
+        for rate in RATES:
+            path = FOLDER / f"{Cell(method, rate).name}.json"
+            if path.is_file():
+                values = json.loads(path.read_text())
+                scores[rate] = values["keyword"]["dev_accuracy"] + values["speaker"]["dev_accuracy"]
+        if len(scores) == len(RATES):
+            found[method] = max(scores, key=lambda rate: scores[rate])
+    return found
+
+
+@contextmanager
+def claimed(lock: Path) -> Iterator[bool]:
+    """Whether this process has the lock file; it is free again when the process ends, however it does."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def ready(cell: Cell) -> bool:
+    """Whether what a cell needs of others is there."""
+    if cell.method != "learned-shape":
+        return True
+    joint = Cell("joint", best_rates()["joint"], keep=cell.keep, seed=cell.seed)
+    return (FOLDER / f"{joint.name}.json").is_file()
+
+
+def work_through(bench: Bench) -> None:
+    """Does what is to do and what no other worker is doing, until all is done."""
+    while True:
+        rates = best_rates()
+        cells = [*tuning(), *comparison(rates)]
+        jobs: dict[str, Callable[[], dict[str, Any]]] = dict(bench.references())
+        jobs |= {cell.name: (lambda cell=cell: bench.run(cell)) for cell in cells if ready(cell)}  # type: ignore[misc]
+        open_jobs = [name for name in jobs if not (FOLDER / f"{name}.json").is_file()]
+        complete = len(rates) == len(COMPARED) and all(ready(cell) for cell in cells)
+        if complete and not open_jobs:
+            return
+        for name in open_jobs:
+            with claimed(bench.work / "locks" / name) as mine:
+                if mine and not (FOLDER / f"{name}.json").is_file():
+                    started = time.monotonic()
+                    bench.save(name, jobs[name]())
+                    logging.info("%s: %.1f minutes, %d to do", name, (time.monotonic() - started) / 60, len(open_jobs))
+                    break
+        else:
+            time.sleep(WAIT_SECONDS)
+
+
+def worker(speech: Path, work: Path, number: int) -> None:
+    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s worker {number}: %(message)s")
+    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("diminuendo").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    work_through(Bench(speech, work))
