@@ -3,7 +3,8 @@
     python -m benchmarks.step [--published CHECKOUT] [--growth]
 
 Times are of CPU steps on random audio with random weights; ours and the published one take turns. Memory is the peak of
-a process of its own; what does not fit into the machine is left out, and its peak is null.
+a process of its own; what does not fit into the machine is left out, and its peak is null. Every case is a JSON in
+results/step; python -m benchmarks.step.table prints them.
 """
 
 import argparse
@@ -74,7 +75,8 @@ def measure(
         rates.append(matrix_rate(precision))
     times = {name: values[1:] for name, values in times.items()}
     medians = {name: statistics.median(values) for name, values in times.items()}
-    floor = step.flops(waveforms) / max(rates)
+    flops = step.flops(waveforms)
+    floor = flops / max(rates)
     result = {
         "size": size,
         "parameters": step.parameters,
@@ -86,7 +88,7 @@ def measure(
         "seconds": {name: [round(value, 3) for value in values] for name, values in times.items()},
         "median_seconds": {name: round(value, 3) for name, value in medians.items()},
         "parts": {name: _medians(found) for name, found in parts.items()},
-        "gflop": round(step.flops(waveforms) / 1e9, 1),
+        "gflop": round(flops / 1e9, 1),
         "matrix_gflop_per_second": round(max(rates) / 1e9, 1),
         "floor_seconds": round(floor, 3),
         "start_over_floor": round(medians["start"] / floor, 2),
@@ -140,7 +142,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="clips of 2, 5, 10 and 30 s, and HuBERT Large")
     parser.add_argument("--size", choices=ours.SIZES, default="base")
     parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each clip")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=int, default=3)
@@ -154,7 +156,6 @@ def main() -> None:
     if given.growth:
         cases = [("base", seconds) for seconds in (2.0, 5.0, 10.0, 30.0)] + [("large", 10.0)]
     kinds = ["ours"] + ["published"] * (given.published is not None)
-    results = []
     # Memory first: a process starts with the peak of the one that started it.
     peaks = {
         (size, seconds, precision): {who: peak_memory(who, given, size, seconds, precision) for who in kinds}
@@ -170,9 +171,8 @@ def main() -> None:
         for threads in given.threads:
             checkout = given.published if fits else None
             found = measure(size, given.clips, seconds, precision, threads, given.runs, checkout)
-            results.append(found | {"peak_memory_mb": memory_mb})
-            print(results[-1], flush=True)
-    print(record("step_growth" if given.growth else "step", {"results": results}))
+            name = f"step/{size}_{seconds:g}s_{precision}_{threads}thread"
+            print(record(name, found | {"peak_memory_mb": memory_mb}), flush=True)
 
 
 if __name__ == "__main__":
