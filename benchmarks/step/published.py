@@ -28,39 +28,30 @@ _COMMON: dict[str, Any] = {
     "encoder_prune_feed_forward_intermediate": False,
     "encoder_prune_feed_forward_layer": False,
 }
-_SIZES: dict[str, dict[str, Any]] = {
-    "base": {
-        "extractor_mode": "group_norm",
+
+
+def _size(mode: str, width: int, depth: int, heads: int, neurons: int, *, pre_norm: bool) -> dict[str, Any]:
+    return {
+        "extractor_mode": mode,
         "extractor_conv_bias": False,
-        "encoder_embed_dim": 768,
+        "encoder_embed_dim": width,
         "encoder_projection_dropout": 0.1,
-        "encoder_num_layers": 12,
-        "encoder_use_attention": [True] * 12,
-        "encoder_use_feed_forward": [True] * 12,
-        "encoder_num_heads": [12] * 12,
+        "encoder_num_layers": depth,
+        "encoder_use_attention": [True] * depth,
+        "encoder_use_feed_forward": [True] * depth,
+        "encoder_num_heads": [heads] * depth,
         "encoder_attention_dropout": 0.1,
-        "encoder_ff_interm_features": [3072] * 12,
+        "encoder_ff_interm_features": [neurons] * depth,
         "encoder_dropout": 0.1,
-        "encoder_layer_norm_first": False,
+        "encoder_layer_norm_first": pre_norm,
         "encoder_layer_drop": 0.05,
-        "normalize_waveform": False,
-    },
-    "large": {
-        "extractor_mode": "layer_norm",
-        "extractor_conv_bias": False,
-        "encoder_embed_dim": 1024,
-        "encoder_projection_dropout": 0.1,
-        "encoder_num_layers": 24,
-        "encoder_use_attention": [True] * 24,
-        "encoder_use_feed_forward": [True] * 24,
-        "encoder_num_heads": [16] * 24,
-        "encoder_attention_dropout": 0.1,
-        "encoder_ff_interm_features": [4096] * 24,
-        "encoder_dropout": 0.1,
-        "encoder_layer_norm_first": True,
-        "encoder_layer_drop": 0.05,
-        "normalize_waveform": True,
-    },
+        "normalize_waveform": pre_norm,
+    }
+
+
+_SIZES = {
+    "base": _size("group_norm", 768, 12, 12, 3072, pre_norm=False),
+    "large": _size("layer_norm", 1024, 24, 16, 4096, pre_norm=True),
 }
 
 
