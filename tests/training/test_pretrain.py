@@ -91,6 +91,29 @@ def test_a_killed_pretraining_in_bf16_resumes_to_the_same_weights(cuts, tmp_path
     assert differing(weights(tmp_path / "out"), weights(tmp_path / "whole")) == []
 
 
+def test_a_third_iteration_clusters_what_the_second_has_learned(cuts, tmp_path, monkeypatch):
+    config = replace(CONFIG, iterations=3)
+    assert config.stage_steps == {"front_end": 5, "iteration_1": 5, "iteration_2": 3, "iteration_3": 3}
+    result = pretrain("micro-hubert", cuts, tmp_path / "whole", config, loop=LOOP)
+    assert list(result["accuracy"]) == ["iteration_1", "iteration_2", "iteration_3"]
+    kill_after(monkeypatch, 15)
+    with pytest.raises(Killed):
+        pretrain("micro-hubert", cuts, tmp_path / "out", config, loop=LOOP)
+    monkeypatch.undo()
+    pretrain("micro-hubert", cuts, tmp_path / "out", config, loop=LOOP, resume=True)
+    assert differing(weights(tmp_path / "out"), weights(tmp_path / "whole")) == []
+    labels = load_file(tmp_path / "out" / "clusters.safetensors")
+    second, third = (
+        {key.split(".", 2)[2]: labels[key] for key in labels if key.startswith(f"{name}.model.")}
+        for name in ("iteration_2", "iteration_3")
+    )
+    assert second.keys() == third.keys()
+    assert not torch.equal(*(part["encoder.layers.0.feed_forward.output_dense.weight"] for part in (second, third)))
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    objective = own_prediction(str(tmp_path / "out"), load(tmp_path / "out"), extractor, seed=0)
+    assert torch.equal(objective.clusters.centres, labels["iteration_3.centres"])
+
+
 def test_stages_that_are_behind_are_neither_run_nor_clustered_again(cuts, tmp_path, monkeypatch):
     kill_after(monkeypatch, 13)
     with pytest.raises(Killed):
@@ -262,6 +285,7 @@ def test_a_target_layer_that_the_model_lacks_is_the_users_error(cuts, tmp_path):
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"front_end": 0.7, "iteration_1": 0.4}, "together at most 1; got 0.7 and 0.4"),
         ({"iteration_1": 0.0}, "the second above 0 unless the first is 1"),
+        ({"iterations": 1}, "at least 2, got 1"),
         ({"masked": 1.0}, r"masked must lie in \(0, 1\)"),
     ],
 )

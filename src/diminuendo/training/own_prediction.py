@@ -51,8 +51,8 @@ def own_prediction(directory: str | None, model: Model, extractor: Any, seed: in
             "`diminuendo pretrain` writes beside a model; pretrain it with this version"
         )
     config = json.loads(run.read_text())["config"]
-    name = "iteration_2" if any(key.startswith("iteration_2.") for key in tensors) else "iteration_1"
-    kept = _under(name, tensors)
+    last = max(int(key.split(".")[0].removeprefix("iteration_")) for key in tensors if key.startswith("iteration_"))
+    kept = _under(f"iteration_{last}", tensors)
     grid = frame_grid(model.config, extractor.sampling_rate)
     features = _features(_under("model", kept), read_configuration(str(path.parent)), grid)
     objective = MaskedPrediction(

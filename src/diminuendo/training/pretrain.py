@@ -1,4 +1,4 @@
-"""Self-supervised pretraining from random weights: a warm-up of the front end, then HuBERT's two iterations."""
+"""Self-supervised pretraining from random weights: a warm-up of the front end, then HuBERT's iterations."""
 
 import hashlib
 import json
@@ -55,7 +55,6 @@ from diminuendo.training.run import Run, clips_of
 
 log = logging.getLogger(__name__)
 
-STAGES = ("front_end", "iteration_1", "iteration_2")
 SCALE_SECONDS = 200.0  # of audio, for the mean and deviation of log-mel bands
 
 
@@ -63,12 +62,13 @@ SCALE_SECONDS = 200.0  # of audio, for the mean and deviation of log-mel bands
 class PretrainConfig(TrainingConfig):
     """A complete configuration of a pretraining.
 
-    steps: of all stages together; front_end, iteration_1: fractions of them, the rest is iteration 2.
+    steps: of all stages together; front_end, iteration_1: fractions of them, the rest is for later iterations, equally.
+    iterations: 2 as for HuBERT Base; each later one clusters what the one before has learned.
     A batch's clips are cropped to the shortest. masked: the fraction of masked frames, in spans of `span` frames (of
-    20 ms). target_layer: whose states iteration 2 clusters, None for the middle one. cluster_seconds: of audio, from
-    which cluster centres are found. centred: cluster frames without their clip's mean. clip_weights: of the loss that
-    asks for a clip's statistics (see ClipHead), in the warm-up and in the iterations. warm_up, decay: fractions of a
-    stage's steps in which its learning rate rises and falls.
+    20 ms). target_layer: whose states later iterations cluster, None for the middle one. cluster_seconds: of audio,
+    from which cluster centres are found. centred: cluster frames without their clip's mean. clip_weights: of the loss
+    that asks for a clip's statistics (see ClipHead), in the warm-up and in the iterations. warm_up, decay: fractions of
+    a stage's steps in which its learning rate rises and falls.
 
     The defaults are for tiny models and short runs; HuBERT Base had spans of 10 and a learning rate of 5e-4.
     """
@@ -76,6 +76,7 @@ class PretrainConfig(TrainingConfig):
     steps: int = 10_000
     front_end: float = 0.15
     iteration_1: float = 0.35
+    iterations: int = 2
     seconds_per_batch: float = 20.0
     max_seconds: float = 4.0
     num_clusters: int = 100
@@ -98,6 +99,11 @@ class PretrainConfig(TrainingConfig):
                 "front_end and iteration_1 are fractions of the steps, the second above 0 unless the first is 1, "
                 f"together at most 1; got {first:g} and {second:g}"
             )
+        if self.iterations < 2:
+            raise UserError(
+                f"iterations must be at least 2, got {self.iterations}; for one give it all steps: iteration_1 = "
+                "1 - front_end"
+            )
         if not 0 < self.masked < 1 or self.span < 1 or self.num_clusters < 2:
             raise UserError(
                 f"masked must lie in (0, 1), span be at least 1, num_clusters at least 2; got {self.masked:g}, "
@@ -105,10 +111,16 @@ class PretrainConfig(TrainingConfig):
             )
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        return ("front_end", *(f"iteration_{i + 1}" for i in range(self.iterations)))
+
+    @property
     def stage_steps(self) -> dict[str, int]:
         first = round(self.steps * self.front_end)
         second = round(self.steps * self.iteration_1)
-        return dict(zip(STAGES, (first, second, self.steps - first - second), strict=True))
+        rest, later = self.steps - first - second, self.iterations - 1
+        shares = [rest * (i + 1) // later - rest * i // later for i in range(later)]
+        return dict(zip(self.stages, (first, second, *shares), strict=True))
 
 
 def pretrain(
@@ -125,7 +137,7 @@ def pretrain(
 
     Beside the model, clusters.safetensors has what its labels were made with, so that training can go on: for each
     iteration k-means' `centres` (of frames scaled by `mean` and `deviation`), the heads (`head.projection`, class
-    embeddings `head.embeddings`), for the second the `model` whose states were clustered. The result has `params`, by
+    embeddings `head.embeddings`), for later ones the `model` whose states were clustered. The result has `params`, by
     stage the `steps` and the final `accuracy` on masked frames, `skipped`, `seconds` and `out`; it is kept as
     result.json.
 
@@ -159,15 +171,15 @@ def pretrain(
 
 def dry_run(name: str, cuts: CutSet, config: PretrainConfig, *, loop: LoopConfig | None = None) -> dict[str, Any]:
     """What a pretraining would take, from two steps of every stage; nothing stays of them."""
-    trial = replace(config, steps=2 * len(STAGES), front_end=1 / 3, iteration_1=1 / 3, cluster_seconds=60.0)
-    steps = dict.fromkeys(STAGES, 0) | config.stage_steps
+    share, steps = 1 / len(config.stages), config.stage_steps
+    trial = replace(config, steps=2 * len(steps), front_end=share, iteration_1=share, cluster_seconds=60.0)
     with TemporaryDirectory() as directory:
         quiet = replace(loop or LoopConfig(), quiet=True, log_every=1)
         result = pretrain(name, cuts, Path(directory), trial, loop=quiet)
         lines = map(json.loads, (Path(directory) / "log.jsonl").read_text().splitlines())
         rates = {line["stage"]: line["audio_seconds_per_second"] for line in lines}
     audio = config.seconds_per_batch * config.accumulate
-    seconds = {stage: round(steps[stage] * audio / rates[stage], 1) for stage in STAGES}
+    seconds = {stage: round(steps[stage] * audio / rates[stage], 1) for stage in steps}
     memory = round(peak_memory_mb())
     log.info("about %s, %s MB (from two steps a stage)", duration_text(sum(seconds.values())), f"{memory:,}")
     return {
@@ -215,9 +227,12 @@ class _Stages:
     def all(self) -> None:
         """Runs what the checkpoint has not behind it already."""
         resumed, steps = self.trainer.resumed_stage, self.config.stage_steps
-        names = [name for name in STAGES if steps[name]]
+        names = [name for name in steps if steps[name]]
         for name in names[names.index(resumed) if resumed else 0 :]:
             self.front_end() if name == "front_end" else self.iteration(name)
+
+    def order(self, name: str) -> int:
+        return self.config.stages.index(name)
 
     def front_end(self) -> None:
         scale = self._log_mel_scale()
@@ -247,7 +262,7 @@ class _Stages:
             frames = self._frames(features, config.cluster_seconds)
             kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()
         scale = self._log_mel_scale()
-        torch.manual_seed(config.seed + STAGES.index(name))
+        torch.manual_seed(config.seed + self.order(name))
         objective = MaskedPrediction(
             self.model,
             self.extractor,
@@ -255,7 +270,7 @@ class _Stages:
             clusters_of(kept["clusters"]),
             fraction=config.masked,
             span=config.span,
-            seed=config.seed + STAGES.index(name),
+            seed=config.seed + self.order(name),
             scale=scale,
             clip_weight=config.clip_weights[1],
         ).to(self.device)
@@ -281,13 +296,13 @@ class _Stages:
         rate = config.front_end_learning_rate if name == "front_end" else config.learning_rate
         schedule = warm_up_hold_decay(steps[name], config.warm_up, config.decay)
         group = Group(parameters, rate, schedule, weight_decay=config.weight_decay)
-        offset = sum(steps[earlier] for earlier in STAGES[: STAGES.index(name)])
+        offset = sum(steps[earlier] for earlier in self.config.stages[: self.order(name)])
         stage = Stage(name, steps[name], objective, [group], offset=offset)
-        self.skipped = self.trainer.run_stage(stage, self.cuts, order=STAGES.index(name))
+        self.skipped = self.trainer.run_stage(stage, self.cuts, order=self.order(name))
 
     def _frames(self, features: FrameFeatures, seconds: float) -> Iterator[Tensor]:
         """Frames of some audio, the same in every process, on the CPU. Once through a smaller corpus is enough."""
-        settings = self.config.batch_settings(offset=len(STAGES))
+        settings = self.config.batch_settings(offset=len(self.config.stages))
         batches, seen = TrainingBatches(self.cuts, settings, self.trainer.skipped), 0.0
         available = total_seconds(self.cuts)
         try:
@@ -306,7 +321,7 @@ class _Stages:
     def labels(self) -> dict[str, Tensor]:
         """Of each iteration the clusters, the encoder whose states they are of, and the heads that learned them."""
         found = {f"log_mel.{key}": value for key, value in self.trainer.carried["log_mel"].items()}
-        for name in STAGES[1:]:
+        for name in self.config.stages[1:]:
             if kept := self.trainer.carried.get(name):
                 model = {f"model.{key}": value for key, value in kept.get("teacher", {}).items()}
                 found |= {f"{name}.{key}": value for key, value in (kept["clusters"] | kept["heads"] | model).items()}
