@@ -53,7 +53,7 @@ bench-encoder: env
 # PUBLISHED: a checkout of github.com/pyf98/DPHuBERT to measure beside.
 bench-step: env
 	$(BIN)/python -m benchmarks.step $(if $(PUBLISHED),--published $(PUBLISHED))
-	$(BIN)/python -m benchmarks.step --growth --runs 1 --threads 2
+	$(BIN)/python -m benchmarks.step --growth --runs 1 --threads 1 $(if $(PUBLISHED),--published $(PUBLISHED))
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
