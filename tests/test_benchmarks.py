@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from benchmarks import record
-from benchmarks.encoder import bench, make, table
+from benchmarks.encoder import bench, make, paired, table
 from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, STEPS, Cell, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.step import ours
@@ -97,6 +97,30 @@ def test_audio_is_decoded_once_and_unusable_clips_are_left_out(tmp_path: Path) -
     found = [json.loads(line) for line in (audio / "arabic_commands" / "manifest.jsonl").open()]
     assert [row["keyword"] for row in found] == ["a"]
     assert soundfile.info(audio / "arabic_commands" / found[0]["audio_filepath"]).samplerate == 16_000
+
+
+def test_a_paired_difference_is_of_clips_and_its_interval_of_speakers() -> None:
+    speakers = [f"s{i}" for i in range(6)]
+
+    def rows(*outcomes: str) -> list[dict[str, Any]]:
+        """A row a seed; every speaker has the same outcomes, the last the opposite."""
+        flipped = [outcome.translate(str.maketrans("01", "10")) for outcome in outcomes]
+        return [
+            {task: {"outcomes": dict.fromkeys(speakers[:-1], one) | {"s5": other}} for task in ("keyword", "speaker")}
+            for one, other in zip(outcomes, flipped, strict=True)
+        ]
+
+    same = paired.difference(rows("1100"), rows("0110"), "keyword")
+    assert same == (0, 0, 0)  # of every speaker as much right, though not the same clips
+    mean, low, high = paired.difference(rows("1100", "1111"), rows("1100"), "keyword")
+    assert mean == pytest.approx(100 * (5 - 1) * 0.25 / 6)
+    assert low < mean < high == 25
+    low, high = paired.difference(rows("1100"), rows("0110"), "speaker")[1:]
+    assert low < 0 < high
+    grouped = {("joint", 0.25, ""): rows("1111"), ("fixed", 0.25, ""): rows("0011"), ("fixed", 0.5, ""): rows("0011")}
+    lines = paired.table(grouped, {"fixed": "thin"}).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| thin | 25.0% | +33.3 (")
 
 
 def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:

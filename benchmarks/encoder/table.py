@@ -2,6 +2,7 @@
 
     python -m benchmarks.encoder.table                      # the table, as Markdown
     python -m benchmarks.encoder.table --plot docs/encoder.png
+    python -m benchmarks.encoder.table --paired             # what joint has more than the others, on the same clips
     python -m benchmarks.encoder.table --shapes             # what the joint runs have kept, layer by layer
     python -m benchmarks.encoder.table --latency DIRECTORY  # the --work of the benchmark; then the table has it too
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.encoder import paired
 from benchmarks.encoder.bench import FOLDER
 from benchmarks.record import RESULTS, record
 from diminuendo.api import source_of
@@ -182,14 +184,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder.table", description=__doc__.splitlines()[0])
     parser.add_argument("--latency", type=Path, metavar="DIRECTORY", help="measure the models of this --work first")
     parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--paired", action="store_true", help="print what joint has more than the others instead")
     parser.add_argument("--shapes", action="store_true", help="print the learned shapes instead")
     given = parser.parse_args()
     if given.latency:
         measure_latency(given.latency)
     latency = json.loads(LATENCY.read_text())["p50_ms"] if LATENCY.is_file() else {}
-    print(shapes(results()) if given.shapes else table(results(), latency))
+    found = results()
+    if given.paired:
+        print(paired.table(groups(found), NAMES))
+    else:
+        print(shapes(found) if given.shapes else table(found, latency))
     if given.plot:
-        plot(results(), latency, given.plot)
+        plot(found, latency, given.plot)
 
 
 if __name__ == "__main__":

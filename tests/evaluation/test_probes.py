@@ -76,6 +76,7 @@ def test_a_probe_hears_keywords_of_unseen_speakers(tones):
     assert (result.accuracy, result.low, result.high, result.dev_accuracy) == (1, 1, 1, 1)
     assert (result.task, result.classes, result.train_clips, result.test_clips) == ("keyword", 3, 30, 6)
     assert result.layer_weights == (1,)
+    assert result.outcomes == {"s7": "111111"}
     assert result.learning_rate in QUICK.learning_rates
 
 
@@ -130,14 +131,14 @@ def test_an_unknown_probe_is_refused(tmp_path):
 
 def test_the_manifests_split_is_the_keyword_split_and_speakers_are_its_groups(tmp_path):
     clips = keyword_clips(as_cuts(tmp_path, keyword_rows()), seed=0)
-    assert {(clip.group, clip.split) for clip in clips} == set(SPLIT_OF.items())
+    assert {(clip.speaker, clip.split) for clip in clips} == set(SPLIT_OF.items())
     assert [clip.label for clip in clips[:6]] == ["low", "low", "middle", "middle", "high", "high"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_without_a_dev_split_a_fifth_of_the_train_speakers_is_dev(tmp_path, seed):
     rows = keyword_rows({f"s{i}": "train" for i in range(10)} | {"t": "test"})
-    splits = {(clip.group, clip.split) for clip in keyword_clips(as_cuts(tmp_path, rows), seed)}
+    splits = {(clip.speaker, clip.split) for clip in keyword_clips(as_cuts(tmp_path, rows), seed)}
     assert sorted(split for _, split in splits) == 2 * ["dev"] + ["test"] + 8 * ["train"]
 
 

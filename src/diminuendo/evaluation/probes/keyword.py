@@ -46,10 +46,10 @@ def _with_dev(clips: list[LabelledClip], left_out: Counter[str], seed: int) -> l
     if splits["dev"]:
         return clips
     train = [clip for clip in clips if clip.split == "train"]
-    by_speaker = len({clip.group for clip in train}) > 1
+    by_speaker = len({clip.speaker for clip in train}) > 1
 
     def name(clip: LabelledClip) -> str:
-        return clip.group if by_speaker else clip.id
+        return clip.speaker if by_speaker else clip.id
 
     log.info("keyword probe: no dev split; a fifth of the train %s is dev", "speakers" if by_speaker else "clips")
     held_out = held_out_fifth([name(clip) for clip in train], seed)

@@ -18,12 +18,12 @@ Split = Literal["train", "dev", "test"]
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """A clip, by its cut's id; `group` is what the interval resamples as one."""
+    """A clip, by its cut's id; where nobody is named, a clip is its own speaker."""
 
     id: str
     label: str
     split: Split
-    group: str
+    speaker: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Head:
 class ProbeResult:
     """Test accuracy in [0, 1] with a 95 % bootstrap interval, and how it came about.
 
-    `layer_weights` sum to 1, the feature projection's first; `seconds` is the wall-clock time, features included.
+    `layer_weights` sum to 1, the feature projection's first; `outcomes` are of each speaker's test clips, in their
+    order, 1 for right and 0 for wrong, so that two models can be compared clip by clip; `seconds` is the wall-clock
+    time, features included.
     """
 
     task: str
@@ -67,6 +69,7 @@ class ProbeResult:
     train_clips: int
     test_clips: int
     layer_weights: tuple[float, ...]
+    outcomes: dict[str, str]
     seconds: float
 
 
@@ -125,12 +128,13 @@ def train_head(
 
 
 def bootstrap_interval(
-    correct: Bool[Tensor, "clips"], groups: Sequence[str], seed: int, resamples: int = 2000
+    scores: Bool[Tensor, "clips"] | Float[Tensor, "clips"], groups: Sequence[str], seed: int, resamples: int = 2000
 ) -> tuple[float, float]:
-    """95 % interval of the accuracy, groups drawn with replacement, each with all of its clips.
+    """95 % interval of the mean score, groups drawn with replacement, each with all of its clips.
 
-    Clips of one speaker are right or wrong together, and the question is about the next speaker: resampling clips would
-    claim too much. With fewer than five groups there is nothing to resample and clips are drawn, which is logged.
+    A score is 1 where right, or how much more one model has than another. Clips of one speaker are right or wrong
+    together, and the question is about the next speaker: resampling clips would claim too much. With fewer than five
+    groups there is nothing to resample and clips are drawn, which is logged.
     """
     distinct = list(dict.fromkeys(groups))
     if len(distinct) < 5:
@@ -140,13 +144,13 @@ def bootstrap_interval(
     place = {group: i for i, group in enumerate(distinct)}
     index = torch.tensor([place[group] for group in groups])
     sizes = torch.bincount(index, minlength=len(place)).double()
-    right = torch.bincount(index, weights=correct.double(), minlength=len(place))
+    sums = torch.bincount(index, weights=scores.double(), minlength=len(place))
     generator = torch.Generator().manual_seed(seed)
-    accuracies = []
+    means = []
     for _ in range(resamples):
         drawn = torch.randint(len(place), (len(place),), generator=generator)
-        accuracies.append(right[drawn].sum() / sizes[drawn].sum())
-    low, high = torch.stack(accuracies).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        means.append(sums[drawn].sum() / sizes[drawn].sum())
+    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 

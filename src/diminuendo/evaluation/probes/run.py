@@ -5,7 +5,7 @@ import random
 import time
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lhotse import CutSet
 from torch import Tensor
 
@@ -26,6 +26,8 @@ from diminuendo.evaluation.probes.speaker import speaker_clips
 log = logging.getLogger(__name__)
 
 TASKS = {"keyword": keyword_clips, "speaker": speaker_clips}
+# What the interval draws: keywords are about the next speaker, speakers about the next clip of the same.
+RESAMPLED = {"keyword": "speaker", "speaker": "id"}
 
 
 def labelled_clips(task: str, cuts: CutSet, seed: int = 0) -> list[LabelledClip]:
@@ -66,7 +68,8 @@ def run_probe(
     train, dev, test = (((x - mean) / deviation, y) for x, y in parts.values())
     head = train_head(train, dev, len(classes), head_config, seed)
     correct = head.predict(test[0]) == test[1]
-    low, high = bootstrap_interval(correct, [clip.group for clip in clips if clip.split == "test"], seed)
+    tested = [clip for clip in clips if clip.split == "test"]
+    low, high = bootstrap_interval(correct, [getattr(clip, RESAMPLED[task]) for clip in tested], seed)
     return ProbeResult(
         task=task,
         accuracy=correct.double().mean().item(),
@@ -78,6 +81,7 @@ def run_probe(
         train_clips=len(train_labels),
         test_clips=len(correct),
         layer_weights=tuple(head.layer_logits.softmax(0).tolist()),
+        outcomes=_by_speaker(tested, correct),
         seconds=time.perf_counter() - started,
     )
 
@@ -124,3 +128,10 @@ def _part(
             f"no usable clip in the {split} split, of {len(clips)} labelled clips with features; give more clips"
         )
     return vectors[chosen], torch.tensor([classes[clips[i].label] for i in chosen])
+
+
+def _by_speaker(clips: list[LabelledClip], correct: Bool[Tensor, "clips"]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for clip, right in zip(clips, correct.tolist(), strict=True):
+        found[clip.speaker] = found.get(clip.speaker, "") + str(int(right))
+    return found

@@ -45,7 +45,7 @@ def speaker_clips(cuts: Iterable[Any], seed: int) -> list[LabelledClip]:
             f"{len(of_speaker)} speakers, and {nameless} clips without one; add `speaker` to DATA, or more clips"
         )
     return [
-        LabelledClip(id_, speaker, split, group=id_)
+        LabelledClip(id_, speaker, split, speaker)
         for speaker, found in kept.items()
         for (id_, _), split in zip(found, _splits([take for _, take in found]), strict=True)
     ]
