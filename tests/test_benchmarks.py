@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import pytest
 import soundfile
 import torch
 from benchmarks import record
-from benchmarks.encoder import bench, make, paired, table
+from benchmarks.encoder import bench, cells, make, paired, probe, table
 from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, STEPS, Cell, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.step import ours
 
 from diminuendo.errors import UserError
+from diminuendo.evaluation.probes import HeadConfig
 from diminuendo.profiling.count import count_parameters
 from diminuendo.pruning.budget import parse_budget
 from diminuendo.students.deep_thin import deep_thin
@@ -168,3 +171,59 @@ def test_a_result_has_its_command_without_the_machines_paths(tmp_path: Path, mon
     found = json.loads(record.record("encoder/teacher", {"value": 1}).read_text())
     assert found["command"] == "python -m benchmarks.encoder speech --workers 2"
     assert found["value"] == 1
+
+
+@pytest.fixture
+def small_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The grid cut to one rate, six steps and a small teacher; gives where its results go."""
+    results = tmp_path / "results"
+    monkeypatch.setattr(record, "RESULTS", results)
+    for module in (bench, table):
+        monkeypatch.setattr(module, "FOLDER", results / "encoder")
+    monkeypatch.setattr(bench, "RATES", (1e-3,))
+    monkeypatch.setattr(cells, "STEPS", 6)
+    monkeypatch.setattr(Cell.__init__, "__defaults__", (0.25, 0, 1.0, 6, ""))
+    monkeypatch.setattr(bench, "tuning", lambda: [Cell(method, 1e-3) for method in COMPARED])
+    monkeypatch.setattr(bench, "comparison", lambda rates: [Cell("learned-shape", rate) for rate in rates.values()][:1])
+    monkeypatch.setattr(make, "ENCODER", "demo-hubert")
+    short = replace(make.PRETRAINING, steps=8, seconds_per_batch=2.0, cluster_seconds=6.0, num_clusters=8)
+    monkeypatch.setattr(make, "PRETRAINING", short)
+    quick = HeadConfig(learning_rates=(0.1,), steps=20)
+    monkeypatch.setattr(probe, "run_probe", partial(probe.run_probe, head_config=quick))
+    return results / "encoder"
+
+
+def commands(folder: Path) -> Path:
+    """Tones as keywords, of seven speakers, in the folder of the real ones."""
+    target = folder / "arabic_commands"
+    target.mkdir(parents=True)
+    rows = []
+    for speaker, split in enumerate(["train"] * 5 + ["dev", "test"]):
+        for take in range(10):
+            tone = torch.sin(torch.arange(4_000) * (0.1 + 0.2 * (take % 2))) * (speaker + 1) / 10
+            soundfile.write(target / f"{speaker}_{take}.wav", tone.numpy(), 16_000)
+            row = {"audio_filepath": f"{speaker}_{take}.wav", "duration": 0.25, "split": split, "take": take + 1}
+            rows.append(row | {"speaker": f"s{speaker}", "keyword": str(take % 2)})
+    (target / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_worker_makes_and_probes_everything_once_and_the_results_are_of_one_teacher(
+    tmp_path: Path, small_bench: Path
+) -> None:
+    speech, work = commands(tmp_path / "speech"), tmp_path / "work"
+    bench.worker(speech, work, 0)
+    found = table.results()
+    assert {row["cell"]["method"] for row in found.values() if "cell" in row} == {*COMPARED, "learned-shape"}
+    assert {name for name, row in found.items() if "cell" not in row} == set(table.REFERENCES)
+    assert len({row["teacher"] for row in found.values()}) == 1
+    learned, joint = (next(r for n, r in found.items() if n.startswith(m)) for m in ("learned-shape", "joint"))
+    assert learned["params"] == joint["params"]
+    assert len(paired.table(table.groups(found), table.NAMES).splitlines()) == 2 + len(COMPARED)
+    times = {path: path.stat().st_mtime_ns for path in small_bench.iterdir()}
+    bench.worker(speech, work, 1)
+    assert times == {path: path.stat().st_mtime_ns for path in small_bench.iterdir()}
+    teacher = json.loads((small_bench / "teacher.json").read_text())
+    (small_bench / "teacher.json").write_text(json.dumps(teacher | {"teacher": "another"}))
+    with pytest.raises(UserError, match="is of the teacher another"):
+        bench.Bench(speech, work).check()
