@@ -12,6 +12,7 @@ from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, defau
 from diminuendo.export.huggingface import save
 from diminuendo.families import Model
 from diminuendo.profiling.count import count_parameters
+from diminuendo.training.attention import choose_attention
 from diminuendo.training.loop import (
     Group,
     Loop,
@@ -64,7 +65,9 @@ def distil(
     widths = student.config.hidden_size, teacher.config.hidden_size
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
-        teacher.to(trainer.accelerator.device)
+        device = trainer.accelerator.device
+        teacher.to(device)
+        choose_attention(student, config, device)
         torch.manual_seed(config.seed)
         distillation = HiddenDistillation(layers, *widths, cosine=config.cosine)
         objective = DistillationObjective(student, teacher, source.extractor, distillation)

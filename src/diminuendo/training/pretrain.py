@@ -37,6 +37,7 @@ from diminuendo.tasks.selfsupervised import (
     layer_frames,
     log_mel_frames,
 )
+from diminuendo.training.attention import choose_attention
 from diminuendo.training.card import pretraining_card
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.loop import (
@@ -212,9 +213,7 @@ class _Stages:
         self.device = trainer.accelerator.device
         torch.manual_seed(config.seed)
         self.model = encoder_of(model_config).to(self.device)
-        if self.device.type == "cpu" and config.precision == "bf16":
-            # torch 2.13: there the backward pass of the fused attention takes a third of a tiny model's step
-            self.model.set_attn_implementation("eager")
+        choose_attention(self.model, config, self.device)
         self.extractor = Wav2Vec2FeatureExtractor(
             feature_size=1,
             sampling_rate=16_000,

@@ -23,6 +23,7 @@ from diminuendo.structure.axis import Axis, AxisKind
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.tasks.selfsupervised import MaskedPrediction
+from diminuendo.training.attention import choose_attention
 from diminuendo.training.loop import Group, Loop, Stage, TrainingConfig, constant, warm_up_then_decay
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.own_prediction import own_prediction
@@ -145,17 +146,18 @@ class TwoStages:
             self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
         )
 
-    def _objective(self, student: Model) -> DistillationObjective | MaskedPrediction:
-        """What both stages minimise, with a fresh state."""
+    def _objective(self, student: Model, device: torch.device) -> DistillationObjective | MaskedPrediction:
+        """What both stages minimise, with a fresh state; the student is ours, its attention the fastest to train."""
+        choose_attention(student, self.config, device)
         if self.config.objective == "masked_prediction":
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
         return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation())
 
-    def _joint_objective(self) -> JointObjective:
+    def _joint_objective(self, device: torch.device) -> JointObjective:
         config, student = self.config, self.family.plain(self.source.model)
         rates = {"neurons": config.neuron_drop_rate or config.drop_rate}
         gates = Gates(free_axes(student, config.fixed), drop_rate=config.drop_rate, drop_rates=rates, seed=config.seed)
-        objective = self._objective(student)
+        objective = self._objective(student, device)
         attach(student, gates)
         return JointObjective(
             objective,
@@ -166,14 +168,14 @@ class TwoStages:
             total=self.total,
             removed=1.0 - config.budget.amount(self.total) / self.total,
             ramp_steps=round(config.steps * config.ramp),
-        )
+        ).to(device)
 
     def first(self, trainer: Loop) -> Model:
         """The removed model; `carried` has what the second stage and the result have to know of the first."""
         if trainer.resumed_stage == "distil":
             return self._removed_again(trainer.carried)
-        objective, config = self._joint_objective(), self.config
-        at_start = self._sampling_at_start(objective.to(trainer.accelerator.device))
+        objective, config = self._joint_objective(trainer.accelerator.device), self.config
+        at_start = self._sampling_at_start(objective)
         weights = _trained(objective.objective)
         multipliers = list(objective.multipliers.parameters())
         schedule = warm_up_then_decay(config.steps, config.warm_up)
@@ -200,7 +202,7 @@ class TwoStages:
 
     def time_a_step(self, device: torch.device) -> float:
         """Seconds of one joint step on a real batch, the second of two; nothing is kept of them."""
-        objective = self._joint_objective().to(device)
+        objective = self._joint_objective(device)
         objective.train()
         settings = self.config.batch_settings(crop_to_shortest=self.config.crop_to_shortest)
         batches = TrainingBatches(self.cuts, settings, Skipped(named=False))
@@ -280,7 +282,7 @@ class TwoStages:
         config, steps = self.config, self.config.second_stage_steps
         if not steps:
             return
-        objective = self._objective(removed)
+        objective = self._objective(removed, trainer.accelerator.device)
         objective.load_state_dict({**objective.state_dict(), **trainer.carried["heads"]})
         schedule = warm_up_then_decay(steps, config.distil_warm_up)
         group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
