@@ -139,6 +139,15 @@ def test_no_batch_exceeds_its_seconds_padding_included(
     assert max(batch.waveforms.numel() for batch in batches) <= 4.0 * RATE
 
 
+def test_long_clips_of_one_length_are_not_cut_to_some_short_ones(tmp_path: Path) -> None:
+    """As where commands of a second and spoken digits meet: a bucket by shares of the audio would have both."""
+    cuts = corpus(tmp_path, [1.0] * 120 + [0.2, 0.25, 0.3, 0.35] * 8)
+    batches = epoch_of(TrainingBatches(cuts, BatchSettings(seconds_per_batch=2.0, crop_to_shortest=True)))
+    assert sum(batch.seconds for batch in batches) > 0.93 * sum(cut.duration for cut in cuts)
+    few = TrainingBatches(cuts, BatchSettings(seconds_per_batch=50.0, crop_to_shortest=True))
+    assert len(epoch_of(few)) <= 4  # too little audio to keep them apart
+
+
 def test_clips_of_a_batch_have_similar_lengths(tmp_path: Path) -> None:
     batches = epoch_of(TrainingBatches(corpus(tmp_path, VARIED * 4), BatchSettings(6.0)))
     padded = sum(batch.waveforms.numel() for batch in batches) / RATE

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from diminuendo.errors import UserError
 
 READ_AHEAD = 2  # batches
 THREAD = "read-ahead"
-MAX_BUCKETS = 10
+SPREAD = 1.2
 BATCHES_PER_BUCKET = 4  # fewer, and the bucket's last, partial batch weighs too much
 BUFFERED = 10_000  # clips among which the sampler chooses
 BUFFERED_LAZY = 1_000  # the clips of a Shar directory bring their bytes
@@ -298,14 +298,25 @@ class _BatchSizes(FixedBucketBatchSizeConstraint):  # type: ignore[misc]  # lhot
 
 
 def _bucket_edges(cuts: CutSet, settings: BatchSettings) -> list[float]:
-    """The longest clip of each bucket, in seconds: equal shares of the audio, and one for longer clips unseen."""
+    """The longest clip of each bucket, in seconds, and one for longer clips unseen.
+
+    A bucket ends before its longest clip would be SPREAD times its shortest, so that little is padded or cut away, but
+    it has BATCHES_PER_BUCKET batches at least.
+    """
     sample = islice(cuts, BUFFERED_LAZY) if cuts.is_lazy else cuts
-    seconds = np.sort([min(cut.duration, settings.longest) for cut in sample])
-    if len(seconds) == 0:
+    lengths = sorted(min(cut.duration, settings.longest) for cut in sample)
+    if not lengths:
         raise UserError("there are no clips to make batches of")
-    buckets = int(np.clip(seconds.sum() / (BATCHES_PER_BUCKET * settings.seconds_per_batch), 1, MAX_BUCKETS))
-    ends = np.searchsorted(seconds.cumsum(), seconds.sum() * np.arange(1, buckets) / buckets)
-    return [float(edge) for edge in np.unique([*seconds[ends], seconds[-1], settings.longest])]
+    enough = BATCHES_PER_BUCKET * settings.seconds_per_batch
+    edges, shortest, seconds = [], lengths[0], 0.0
+    for previous, length in pairwise(lengths):
+        seconds += previous
+        if length > SPREAD * shortest and seconds >= enough:
+            edges.append(previous)
+            shortest, seconds = length, 0.0
+    if edges and seconds + lengths[-1] < enough:
+        edges.pop()
+    return sorted({*edges, lengths[-1], settings.longest})
 
 
 def _sampler(cuts: CutSet, settings: BatchSettings, edges: Sequence[float], epoch: int) -> Iterator[CutSet]:
