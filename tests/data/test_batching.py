@@ -14,8 +14,9 @@ from lhotse import CutSet
 
 from diminuendo.data import batching
 from diminuendo.data.audio import Skipped, load_waveform
-from diminuendo.data.batching import Batch, BatchSettings, TrainingBatches, evaluation_batches
+from diminuendo.data.batching import Batch, TrainingBatches, evaluation_batches
 from diminuendo.data.manifest import read_cuts
+from diminuendo.data.sampling import BatchSettings
 from diminuendo.errors import UserError
 
 # What lhotse has to say about small corpora is an error too; it may leave files for the collector to close.

@@ -1,9 +1,9 @@
-"""Batches of waveforms: shuffled, bucketed by length and read ahead for training; in one sorted pass for evaluation."""
+"""Batches of waveforms: cropped and read ahead for training, in one sorted pass for evaluation."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -12,52 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset.sampling.dynamic_bucketing import DynamicBucketingSampler, FixedBucketBatchSizeConstraint
 from torch import Tensor
 
 from diminuendo.data.audio import BadAudio, Skipped, by_reason, crop, load_waveform
-from diminuendo.data.manifest import SharCuts
+from diminuendo.data.sampling import BUFFERED_LAZY, BatchSettings, bucket_edges, sampled_batches
 from diminuendo.errors import UserError
 
 READ_AHEAD = 2  # batches
 THREAD = "read-ahead"
-SPREAD = 1.2
-BATCHES_PER_BUCKET = 4  # fewer, and the bucket's last, partial batch weighs too much
-BUFFERED = 10_000  # clips among which the sampler chooses
-BUFFERED_LAZY = 1_000  # the clips of a Shar directory bring their bytes
 # One process of several may draw only unusable clips in an epoch of a tiny corpus, but not ten times over.
 FRUITLESS_EPOCHS = 10
 
 _Bad = list[tuple[str, BadAudio]]
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """How training batches are made; lengths in seconds.
-
-    `crop_to_shortest` cuts every clip to the shortest of its batch, at a random place, instead of padding.
-    """
-
-    seconds_per_batch: float
-    max_seconds: float = 15.0
-    min_seconds: float = 0.1
-    crop_to_shortest: bool = False
-    sampling_rate: int = 16_000
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.longest < self.min_seconds:
-            raise UserError(
-                f"seconds per batch ({self.seconds_per_batch:g}) and the longest clip ({self.max_seconds:g} s) "
-                f"must not be below the shortest usable clip ({self.min_seconds:g} s)"
-            )
-
-    @property
-    def longest(self) -> float:
-        """Seconds to which a clip is cropped."""
-        return min(self.max_seconds, self.seconds_per_batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,12 +194,12 @@ def _read_ahead(
 
 def _stream(cuts: CutSet, settings: BatchSettings, epoch: int, batch: int) -> Iterator[_Item]:
     """All batches from the given one on. Those before it are sampled again, not read."""
-    edges = _bucket_edges(cuts, settings)
+    edges = bucket_edges(cuts, settings)
     bad: _Bad = []
     fruitless = 0
     while True:
         used = batch > 0  # what came before a resumed batch counts as usable
-        for index, clips in enumerate(islice(_sampler(cuts, settings, edges, epoch), batch, None), start=batch):
+        for index, clips in enumerate(islice(sampled_batches(cuts, settings, edges, epoch), batch, None), start=batch):
             item = _training_item(tuple(clips), settings, epoch, index)
             used = used or item.batch is not None
             bad = [] if used else bad + item.bad
@@ -288,65 +254,6 @@ def _none_usable(bad: _Bad) -> UserError:
     reasons = {clip: error.reason for clip, error in bad}
     why = by_reason(reasons.items())
     return UserError(f"none of the {len(reasons)} clips can be used: {why}; check the paths and the audio in DATA")
-
-
-class _BatchSizes(FixedBucketBatchSizeConstraint):  # type: ignore[misc]  # lhotse is untyped from where we stand
-    """So many clips a bucket, clips being as long as they are after cropping."""
-
-    def measure_length(self, example: Cut) -> float:
-        return min(float(example.duration), float(self.max_seq_len_buckets[-1]))
-
-
-def _bucket_edges(cuts: CutSet, settings: BatchSettings) -> list[float]:
-    """The longest clip of each bucket, in seconds, and one for longer clips unseen.
-
-    A bucket ends before its longest clip would be SPREAD times its shortest, so that little is padded or cut away, but
-    it has BATCHES_PER_BUCKET batches at least.
-    """
-    sample = islice(cuts, BUFFERED_LAZY) if cuts.is_lazy else cuts
-    lengths = sorted(min(cut.duration, settings.longest) for cut in sample)
-    if not lengths:
-        raise UserError("there are no clips to make batches of")
-    enough = BATCHES_PER_BUCKET * settings.seconds_per_batch
-    edges, shortest, seconds = [], lengths[0], 0.0
-    for previous, length in pairwise(lengths):
-        seconds += previous
-        if length > SPREAD * shortest and seconds >= enough:
-            edges.append(previous)
-            shortest, seconds = length, 0.0
-    if edges and seconds + lengths[-1] < enough:
-        edges.pop()
-    return sorted({*edges, lengths[-1], settings.longest})
-
-
-def _sampler(cuts: CutSet, settings: BatchSettings, edges: Sequence[float], epoch: int) -> Iterator[CutSet]:
-    """The batches of one epoch for this process.
-
-    The constraint, not `max_duration`, holds the limit: lhotse's own lets the last clip of a batch exceed it.
-    """
-    order = np.random.SeedSequence((settings.seed, epoch))
-    seed = int(order.generate_state(1)[0])
-    source: Iterable[Cut]
-    if isinstance(cuts.data, SharCuts):
-        source = cuts.data.in_order(seed)
-    elif cuts.is_lazy:
-        source = cuts
-    else:
-        clips = list(cuts)
-        source = [clips[i] for i in np.random.default_rng(order).permutation(len(clips))]
-    return iter(
-        DynamicBucketingSampler(
-            source,
-            constraint=_BatchSizes(list(edges), [max(1, int(settings.seconds_per_batch / edge)) for edge in edges]),
-            duration_bins=list(edges[:-1]),
-            shuffle=cuts.is_lazy,  # lists are already in random order
-            buffer_size=BUFFERED_LAZY if cuts.is_lazy else BUFFERED,
-            sync_buckets=True,  # without, lhotse 1.33 loses clips at the end of an epoch
-            seed=seed,
-            rank=settings.rank,
-            world_size=settings.world_size,
-        )
-    )
 
 
 def _sorted_batches(cuts: CutSet, seconds_per_batch: float) -> Iterator[list[Cut]]:

@@ -17,7 +17,8 @@ from lhotse import CutSet
 from torch import nn
 
 from diminuendo.data.audio import Skipped
-from diminuendo.data.batching import BatchSettings, TrainingBatches
+from diminuendo.data.batching import TrainingBatches
+from diminuendo.data.sampling import BatchSettings
 from diminuendo.errors import UserError
 from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
 from diminuendo.training.progress import Meter, StageProgress
