@@ -14,8 +14,9 @@ from diminuendo.distillation.hidden import HiddenDistillation, default_layers
 from diminuendo.families import build_cost_model, family_of
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.pruning.gating import Gates, attach
-from diminuendo.training.loop import Group, Stage, constant, make_optimizer
+from diminuendo.training.loop import Group, Stage, make_optimizer
 from diminuendo.training.objective import DistillationObjective, JointObjective
+from diminuendo.training.schedules import constant
 
 SIZES: dict[str, dict[str, Any]] = {
     "base": {},

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import diminuendo
 from diminuendo.families import family_of
+from diminuendo.training import two_stages
 from diminuendo.training.attention import choose_attention
 from diminuendo.training.loop import TrainingConfig
 from tiny import QUIET, SETTINGS, audio, tiny_model
@@ -26,11 +28,19 @@ def test_attention_is_eager_where_that_is_faster(precision: str, seconds: float,
 
 
 def test_a_compressed_model_computes_the_same_with_either_and_the_users_own_keeps_its_attention(
-    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    trained = []
+
+    def noted(student: Any, *rest: Any) -> None:
+        choose_attention(student, *rest)
+        trained.append(student.config._attn_implementation)
+
+    monkeypatch.setattr(two_stages, "choose_attention", noted)
     model = diminuendo.load(teacher_folder)
     short = {**SETTINGS, "precision": "bf16", "max_seconds": 1.0, "keep": "params=0.5", "loop": QUIET}
     small = diminuendo.compress(model, audio_folder, tmp_path / "small", **short)
+    assert trained == ["eager", "eager"]  # in both stages
     assert model.config._attn_implementation == small.config._attn_implementation == "sdpa"
     inputs = {"input_values": audio()}
     fused = family_of(small).hidden_states(small, inputs)

@@ -14,10 +14,11 @@ from diminuendo.errors import UserError
 from diminuendo.families import load
 from diminuendo.training import pretrain as pretraining
 from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
-from diminuendo.training.loop import LoopConfig, warm_up_hold_decay
+from diminuendo.training.loop import LoopConfig
 from diminuendo.training.own_prediction import encoder_of, own_prediction
 from diminuendo.training.pretrain import PretrainConfig, pretrain
 from diminuendo.training.run import Run
+from diminuendo.training.schedules import warm_up_hold_decay
 
 LOOP = LoopConfig(device="cpu", log_every=1, checkpoint_every=2, quiet=True)
 # Stages of 5, 5 and 6 steps.

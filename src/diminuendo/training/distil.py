@@ -20,10 +20,10 @@ from diminuendo.training.loop import (
     Stage,
     TrainingConfig,
     carry_out,
-    warm_up_then_decay,
 )
 from diminuendo.training.objective import DistillationObjective
 from diminuendo.training.run import Run, clips_of, fingerprint
+from diminuendo.training.schedules import warm_up_then_decay
 from diminuendo.training.two_stages import Source
 
 
@@ -48,9 +48,10 @@ def distil(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Trains `student`, in place, towards the hidden states of `source`'s model, and writes it to `out`.
+    """Trains `student` towards the hidden states of `source`'s model, in place, and writes it to `out`.
 
-    Student and teacher have one depth; the same layers are compared, through linear maps.
+    Student and teacher have one depth; the same layers are compared, through linear maps. The student's attention may
+    become eager.
     """
     teacher = source.model
     identity = {

@@ -23,8 +23,7 @@ from diminuendo.errors import UserError
 from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
 from diminuendo.training.progress import Meter, StageProgress
 from diminuendo.training.run import Run
-
-Schedule = Callable[[int], float]
+from diminuendo.training.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +108,6 @@ class Stage:
 
 class Interrupted(UserError):  # noqa: N818 - what the user did, not an error of the run
     """Ctrl-C: the step was finished and the checkpoint written."""
-
-
-def warm_up_then_decay(steps: int, warm_up: float) -> Schedule:
-    """Rises linearly from 0 over `warm_up` (a fraction of `steps`), then falls linearly to 0."""
-    rise = max(1, round(steps * warm_up))
-    return lambda step: min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
-
-
-def warm_up_hold_decay(steps: int, warm_up: float, decay: float) -> Schedule:
-    """Rises linearly from 0 over `warm_up`, holds, and falls linearly to 0 over `decay` (fractions of `steps`)."""
-    rise, fall = max(1, round(steps * warm_up)), max(1, round(steps * decay))
-    return lambda step: min((step + 1) / rise, 1.0, (steps - step) / fall)
-
-
-def constant(_: int) -> float:
-    return 1.0
 
 
 def make_accelerator(precision: str, device: str) -> Accelerator:

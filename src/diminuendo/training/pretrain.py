@@ -47,12 +47,12 @@ from diminuendo.training.loop import (
     Stage,
     TrainingConfig,
     carry_out,
-    warm_up_hold_decay,
 )
 from diminuendo.training.own_prediction import FILE as LABELS
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of
+from diminuendo.training.schedules import warm_up_hold_decay
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,10 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.attention import choose_attention
-from diminuendo.training.loop import Group, Loop, Stage, TrainingConfig, constant, warm_up_then_decay
+from diminuendo.training.loop import Group, Loop, Stage, TrainingConfig
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.own_prediction import own_prediction
+from diminuendo.training.schedules import constant, warm_up_then_decay
 
 log = logging.getLogger(__name__)
 
