@@ -15,7 +15,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from diminuendo.data.audio import BadAudio, Skipped, by_reason, crop, load_waveform
-from diminuendo.data.sampling import BUFFERED_LAZY, BatchSettings, bucket_edges, sampled_batches
+from diminuendo.data.sampling import WINDOW_LAZY, BatchSettings, sampled_batches
 from diminuendo.errors import UserError
 
 READ_AHEAD = 2  # batches
@@ -194,12 +194,11 @@ def _read_ahead(
 
 def _stream(cuts: CutSet, settings: BatchSettings, epoch: int, batch: int) -> Iterator[_Item]:
     """All batches from the given one on. Those before it are sampled again, not read."""
-    edges = bucket_edges(cuts, settings)
     bad: _Bad = []
     fruitless = 0
     while True:
         used = batch > 0  # what came before a resumed batch counts as usable
-        for index, clips in enumerate(islice(sampled_batches(cuts, settings, edges, epoch), batch, None), start=batch):
+        for index, clips in enumerate(islice(sampled_batches(cuts, settings, epoch), batch, None), start=batch):
             item = _training_item(tuple(clips), settings, epoch, index)
             used = used or item.batch is not None
             bad = [] if used else bad + item.bad
@@ -216,7 +215,7 @@ def _training_item(clips: tuple[Cut, ...], settings: BatchSettings, epoch: int, 
     waveforms, kept, bad = _load(clips, rate, settings.min_seconds, settings.longest, generator)
     if not kept:
         return _Item(None, bad, epoch, index + 1)
-    # The sampler keeps to the limit unless durations in the manifest are wrong, or the last clips were dealt out anew.
+    # Batches keep to the limit unless durations in the manifest are wrong.
     longest = int(settings.seconds_per_batch * rate) // len(waveforms)
     if settings.crop_to_shortest:
         longest = min(longest, *map(len, waveforms))
@@ -258,7 +257,7 @@ def _none_usable(bad: _Bad) -> UserError:
 
 def _sorted_batches(cuts: CutSet, seconds_per_batch: float) -> Iterator[list[Cut]]:
     source = iter(cuts)
-    while stretch := list(islice(source, BUFFERED_LAZY if cuts.is_lazy else None)):
+    while stretch := list(islice(source, WINDOW_LAZY if cuts.is_lazy else None)):
         batch: list[Cut] = []
         for cut in sorted(stretch, key=lambda cut: -cut.duration):
             if batch and (len(batch) + 1) * batch[0].duration > seconds_per_batch:

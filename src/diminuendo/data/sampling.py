@@ -1,21 +1,18 @@
-"""Which clips make a training batch: shuffled, dealt to processes, and together with others of about their length."""
+"""Which clips make a training batch: shuffled, together with others of about their length, and dealt to processes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset.sampling.dynamic_bucketing import DynamicBucketingSampler, FixedBucketBatchSizeConstraint
 
 from diminuendo.data.manifest import SharCuts
 from diminuendo.errors import UserError
 
-SPREAD = 1.2
-BATCHES_PER_BUCKET = 4  # fewer, and the bucket's last, partial batch weighs too much
-BUFFERED = 10_000  # clips among which the sampler chooses
-BUFFERED_LAZY = 1_000  # the clips of a Shar directory bring their bytes
+SPREAD = 1.2  # of the lengths in a batch, about
+WINDOW_LAZY = 1_000  # clips held of a lazy set, for each process; those of a Shar directory bring their bytes
 
 
 @dataclass(frozen=True)
@@ -47,60 +44,43 @@ class BatchSettings:
         return min(self.max_seconds, self.seconds_per_batch)
 
 
-class _BatchSizes(FixedBucketBatchSizeConstraint):  # type: ignore[misc]  # lhotse is untyped from where we stand
-    """So many clips a bucket, clips being as long as they are after cropping."""
+def sampled_batches(cuts: CutSet, settings: BatchSettings, epoch: int) -> Iterator[list[Cut]]:
+    """The batches of one epoch for this process. Processes together have every clip, and as many batches each.
 
-    def measure_length(self, example: Cut) -> float:
-        return min(float(example.duration), float(self.max_seq_len_buckets[-1]))
-
-
-def bucket_edges(cuts: CutSet, settings: BatchSettings) -> list[float]:
-    """The longest clip of each bucket, in seconds, and one for longer clips unseen.
-
-    A bucket ends before its longest clip would be SPREAD times its shortest, so that little is padded or cut away, but
-    it has BATCHES_PER_BUCKET batches at least.
-    """
-    sample = islice(cuts, BUFFERED_LAZY) if cuts.is_lazy else cuts
-    lengths = sorted(min(cut.duration, settings.longest) for cut in sample)
-    if not lengths:
-        raise UserError("there are no clips to make batches of")
-    enough = BATCHES_PER_BUCKET * settings.seconds_per_batch
-    edges, shortest, seconds = [], lengths[0], 0.0
-    for previous, length in pairwise(lengths):
-        seconds += previous
-        if length > SPREAD * shortest and seconds >= enough:
-            edges.append(previous)
-            shortest, seconds = length, 0.0
-    if edges and seconds + lengths[-1] < enough:
-        edges.pop()
-    return sorted({*edges, lengths[-1], settings.longest})
-
-
-def sampled_batches(cuts: CutSet, settings: BatchSettings, edges: Sequence[float], epoch: int) -> Iterator[CutSet]:
-    """The batches of one epoch for this process.
-
-    The constraint, not `max_duration`, holds the limit: lhotse's own lets the last clip of a batch exceed it.
+    A lazy set is read in windows, each shuffled by itself. Where a window's last clips are fewer than the processes,
+    some of these have the same one. Raises UserError if there are no clips.
     """
     order = np.random.SeedSequence((settings.seed, epoch))
-    seed = int(order.generate_state(1)[0])
-    source: Iterable[Cut]
+    generator = np.random.default_rng(order)
+    source: Iterable[Cut] = cuts
     if isinstance(cuts.data, SharCuts):
-        source = cuts.data.in_order(seed)
-    elif cuts.is_lazy:
-        source = cuts
-    else:
-        clips = list(cuts)
-        source = [clips[i] for i in np.random.default_rng(order).permutation(len(clips))]
-    return iter(
-        DynamicBucketingSampler(
-            source,
-            constraint=_BatchSizes(list(edges), [max(1, int(settings.seconds_per_batch / edge)) for edge in edges]),
-            duration_bins=list(edges[:-1]),
-            shuffle=cuts.is_lazy,  # lists are already in random order
-            buffer_size=BUFFERED_LAZY if cuts.is_lazy else BUFFERED,
-            sync_buckets=True,  # without, lhotse 1.33 loses clips at the end of an epoch
-            seed=seed,
-            rank=settings.rank,
-            world_size=settings.world_size,
-        )
-    )
+        source = cuts.data.in_order(int(order.generate_state(1)[0]))
+    clips, size = iter(source), WINDOW_LAZY * settings.world_size if cuts.is_lazy else None
+    empty = True
+    while window := list(islice(clips, size)):
+        empty = False
+        rounds = list(_rounds(window, settings, generator))
+        for i in generator.permutation(len(rounds)):
+            yield rounds[i][settings.rank :: settings.world_size] or [rounds[i][settings.rank % len(rounds[i])]]
+    if empty:
+        raise UserError("there are no clips to make batches of")
+
+
+def _rounds(clips: list[Cut], settings: BatchSettings, generator: np.random.Generator) -> Iterator[list[Cut]]:
+    """A batch for every process at a time, of neighbours in an order by length in which lengths are blurred by SPREAD.
+
+    Where there is a gap between lengths a batch ends early, but no batch is left less than a quarter full for that.
+    """
+    lengths = np.minimum([clip.duration for clip in clips], settings.longest)
+    blurred = lengths * generator.uniform(1, SPREAD, len(clips))
+    start, longest = 0, 0.0
+    order = np.argsort(blurred)
+    for at, i in enumerate(order):
+        before, longest = longest, max(longest, lengths[i])
+        each = -(-(at + 1 - start) // settings.world_size)  # clips in the largest batch with this one
+        full = each * longest > settings.seconds_per_batch
+        gap = blurred[i] > SPREAD * blurred[order[start]]
+        if at > start and (full or (gap and (each - 1) * before >= settings.seconds_per_batch / 4)):
+            yield [clips[j] for j in order[start:at]]
+            start, longest = at, lengths[i]
+    yield [clips[j] for j in order[start:]]
