@@ -110,7 +110,7 @@ def test_the_nearest_centre_is_the_one_at_the_smallest_distance():
 
 
 def test_k_means_finds_the_centres_of_a_stream(monkeypatch):
-    monkeypatch.setattr(selfsupervised, "FRAMES_PER_FIT", 300)
+    monkeypatch.setattr(selfsupervised, "FRAMES_PER_BATCH", 300)
     truth = 10 * torch.eye(4)
     stream = (truth[torch.arange(100) % 4] + 0.1 * torch.randn(100, 4) for _ in range(20))
     clusters = fit_clusters(stream, 4, seed=0)
@@ -128,14 +128,6 @@ def test_loudness_weighs_no_more_than_another_dimension():
     frames = torch.randn(400, 3)
     labels = [fit_clusters(iter([frames * scale]), 8, seed=0).nearest(frames * scale) for scale in (1.0, louder)]
     assert torch.equal(*labels)
-
-
-def test_every_frame_of_a_stream_is_in_one_piece_and_pieces_are_bounded(monkeypatch):
-    monkeypatch.setattr(selfsupervised, "FRAMES_PER_FIT", 25)
-    stream = torch.arange(70).view(7, 10, 1)
-    pieces = list(selfsupervised._pieces(iter(stream)))
-    assert [len(piece) for piece in pieces] == [30, 30, 10]
-    assert torch.equal(torch.cat(pieces), stream.flatten(0, 1))
 
 
 def test_fewer_frames_than_clusters_is_the_users_error():

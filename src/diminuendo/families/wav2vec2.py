@@ -150,7 +150,7 @@ def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:
 
 
 def plain(model: Model) -> Model:
-    """A deep copy in which the positional convolution's weight norm is multiplied out (it spans the groups)."""
+    """A deep copy in evaluation mode, the positional convolution's weight norm (it spans groups) multiplied out."""
     copied = copy.deepcopy(model)
     positional = _encoder(copied)[0].encoder.pos_conv_embed
     conv = getattr(positional, "conv", None)
@@ -160,13 +160,14 @@ def plain(model: Model) -> Model:
             conv.in_channels, conv.out_channels, conv.kernel_size[0], padding=conv.padding[0], groups=conv.groups
         ).to(conv.weight)
         positional.conv.load_state_dict({"weight": conv.weight.detach(), "bias": conv.bias.detach()})
-    return copied
+    return copied.eval()
 
 
 def hidden_states(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Float[Tensor, "batch frames dim"], ...]:
     """The feature projection's output (before the positional convolution), then every layer's output.
 
     The last one is the encoder's output: for pre-norm models after the final norm. A recogniser's head does not run.
+    With `mask_time_indices` among the inputs the first one is as it was before masking.
     """
     base, _ = _encoder(model)
     states: list[Tensor] = []
@@ -174,7 +175,13 @@ def hidden_states(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Float[Ten
     def catch(module: nn.Module, args: Any, output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
 
-    hooks = [module.register_forward_hook(catch) for module in (base.feature_projection, *base.encoder.layers)]
+    def catch_projection(module: nn.Module, args: Any, output: Any) -> None:
+        catch(module, args, output)
+        if "mask_time_indices" in inputs:
+            states[0] = states[0].clone()  # transformers writes the mask's embedding into the tensor itself
+
+    hooks = [module.register_forward_hook(catch) for module in base.encoder.layers]
+    hooks.append(base.feature_projection.register_forward_hook(catch_projection))
     hooks.append(base.encoder.register_forward_hook(lambda module, args, output: states.append(output[0])))
     try:
         base(**inputs)

@@ -288,7 +288,7 @@ class _Stages:
             state = self.model.state_dict()
             kept["teacher"] = {key: state[key].detach().cpu().clone() for key in teacher.state_dict()}
         teacher.load_state_dict(kept["teacher"])
-        return partial(layer_frames, teacher.requires_grad_(False).to(self.device))
+        return partial(layer_frames, teacher.requires_grad_(False))
 
     def _run(self, name: str, objective: Any, parameters: list[torch.nn.Parameter]) -> None:
         config, steps = self.config, self.config.stage_steps
