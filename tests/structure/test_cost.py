@@ -68,6 +68,10 @@ def test_expected_cost_equals_true_cost_with_gates_open(family: str, style: str)
     check_open(tiny_model(family, style, ctc=True))
 
 
+def test_a_model_that_is_being_trained_costs_as_much() -> None:
+    check_open(tiny_model(layerdrop=0.999).train())  # it would skip its layers
+
+
 @pytest.mark.parametrize("changes", MIXED, ids=str)
 def test_expected_cost_equals_true_cost_in_mixed_styles(changes: dict[str, Any]) -> None:
     check_open(tiny_model("hubert", "base", **changes))

@@ -52,6 +52,17 @@ def test_an_unusable_clip_is_named_once_in_a_run(
     assert result["skipped"].startswith("skipped 1 clip: 1 broken")
 
 
+def test_a_clip_that_only_the_second_stage_meets_is_in_the_result(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(audio_folder, data)
+    (data / "broken.wav").write_bytes((data / "clip0.wav").read_bytes()[:100])
+    options = {"steps": 1, "distil_steps": 12, "seconds_per_batch": 1.4}  # a clip a batch
+    result = compress(teacher_folder, data, tmp_path / "small", **options)
+    assert result["skipped"].startswith("skipped 1 clip: 1 too short")
+
+
 def test_a_recogniser_keeps_its_head_and_its_tokenizer(audio_folder: Path, tmp_path: Path) -> None:
     recogniser = tiny_model("wav2vec2", "large", ctc=True)
     save(recogniser, Wav2Vec2FeatureExtractor(), tmp_path / "asr")
@@ -100,6 +111,11 @@ def test_only_a_model_with_labels_has_an_objective_of_its_own(
 ) -> None:
     with pytest.raises(UserError, match="needs the labels of its pretraining"):
         compress(teacher_folder, audio_folder, tmp_path / "small", objective="masked_prediction")
+    with pytest.raises(UserError, match="has no teacher"):
+        compress(
+            teacher_folder, audio_folder, tmp_path / "small", objective="masked_prediction", teacher=teacher_folder
+        )
+    assert not (tmp_path / "small").exists()
 
 
 def test_a_dry_run_writes_nothing(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:

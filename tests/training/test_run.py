@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,28 @@ def test_a_killed_run_resumes_to_the_same_weights(teacher_folder: Path, audio_fo
     assert weights(parts) == weights(whole)
     again = subprocess.run(last, check=True, capture_output=True, text=True)
     assert json.loads(again.stdout) == json.loads(result.stdout)
+
+
+def test_a_run_whose_gradients_are_not_finite_stops_before_it_writes_a_checkpoint_of_them(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+
+    def poisoned(parameters: list[torch.nn.Parameter], clip: float) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            next(p for p in parameters if p.grad is not None).grad.fill_(float("nan"))
+        return clip_grad_norm(parameters, clip)
+
+    clip_grad_norm = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
+    loop = replace(QUIET, checkpoint_every=1, log_every=100)
+    with pytest.raises(RuntimeError, match="diverged"):
+        compress(teacher_folder, audio_folder, tmp_path / "small", loop=loop)
+    saved = torch.load(tmp_path / "small" / "checkpoint.pt", weights_only=False)
+    assert saved["step"] == 2
+    assert all(value.isfinite().all() for value in saved["module"].values())
 
 
 def test_two_processes_make_a_model_that_loads(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import shape_of
 from diminuendo.training.card import compression_card
 from diminuendo.training.loop import Loop, LoopConfig, carry_out, make_accelerator
+from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, fingerprint
 from diminuendo.training.two_stages import CompressConfig, Source, TwoStages, free_axes, is_recogniser
@@ -120,6 +121,10 @@ def dry_run(
 
 
 def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Model | None, recipe: str) -> _Job:
+    if config.objective == "masked_prediction":
+        if teacher is not None:
+            raise UserError("--teacher: the objective masked_prediction has no teacher; leave one of the two out")
+        labels_of(source.name)
     teacher = source.model if teacher is None else teacher
     depth, teacher_depth = source.model.config.num_hidden_layers, teacher.config.num_hidden_layers
     if depth != teacher_depth:

@@ -76,8 +76,8 @@ def distil(
         weights = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         group = Group(weights, config.learning_rate, schedule, weight_decay=config.weight_decay)
         stage = Stage("distil", config.steps, objective, [group])
-        trainer.run_stage(stage, cuts, crop_to_shortest=config.crop_to_shortest)
-        result = {"params": count_parameters(student), "steps": config.steps, "out": str(out)}
-        return result, lambda: save(student.cpu(), source.extractor, out)
+        skipped = trainer.run_stage(stage, cuts, crop_to_shortest=config.crop_to_shortest)
+        sizes = {"params": count_parameters(student), "steps": config.steps}
+        return {**sizes, "skipped": skipped, "out": str(out)}, lambda: save(student.cpu(), source.extractor, out)
 
     return carry_out(Run(out, identity), config, loop, train, resume=resume, overwrite=overwrite)

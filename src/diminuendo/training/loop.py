@@ -196,7 +196,7 @@ class Loop:
         stage.module.train()
         optimizer = make_optimizer(stage)
         start = self._restore(stage, optimizer, batches)
-        clipped = [p for group in stage.groups if group.clipped for p in group.parameters]
+        clipped, unclipped = ([p for g in stage.groups if g.clipped == c for p in g.parameters] for c in (True, False))
         accumulate = self.training.accumulate
         log_every = self.config.log_every or max(1, stage.steps // 200)
         checkpoint_every = self.config.checkpoint_every or max(1, stage.steps // 20)
@@ -216,7 +216,8 @@ class Loop:
                         scalars = module(waveforms, lengths, step, step * accumulate + micro)
                         self.accelerator.backward(scalars["loss"] / accumulate)
                     meter.add(scalars, batch.seconds)
-                nn.utils.clip_grad_norm_(clipped, self.training.clip)
+                norm = nn.utils.clip_grad_norm_(clipped, self.training.clip)
+                meter.watch(norm, *(p.grad for p in unclipped if p.grad is not None))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 stage.after_step()
@@ -226,6 +227,7 @@ class Loop:
                     self._log(stage, done, meter.take(), progress)
                 stop = self._anyone(asked.is_set())
                 if done % checkpoint_every == 0 or done == stage.steps or stop:
+                    meter.check()
                     self._checkpoint(stage, done, optimizer, batches)
                 if stop:
                     raise Interrupted(
@@ -233,6 +235,7 @@ class Loop:
                         "continue with the same command and --resume"
                     )
         self.saved = {}
+        self.accelerator.free_memory()  # it would hold on to the module
 
     def _progress(self, stage: Stage, start: int) -> StageProgress:
         main = self.accelerator.is_main_process

@@ -37,10 +37,10 @@ def encoder_of(config: Any, layers: int | None = None) -> Model:
     return encoder
 
 
-def own_prediction(directory: str | None, model: Model, extractor: Any, seed: int) -> MaskedPrediction:
-    """Masked prediction as in the last iteration of the pretraining in `directory`, its heads included, of `model`.
+def labels_of(directory: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `pretrain` wrote beside a model: its labels' tensors and its configuration.
 
-    Raises UserError if `pretrain` did not make the directory.
+    Raises UserError if it did not make the directory.
     """
     path = Path(directory or "") / FILE
     run = path.with_name("run.json")
@@ -50,11 +50,19 @@ def own_prediction(directory: str | None, model: Model, extractor: Any, seed: in
             f"MODEL {directory}: masked prediction needs the labels of its pretraining ({FILE}, run.json), which "
             "`diminuendo pretrain` writes beside a model; pretrain it with this version"
         )
-    config = json.loads(run.read_text())["config"]
+    return tensors, json.loads(run.read_text())["config"]
+
+
+def own_prediction(directory: str | None, model: Model, extractor: Any, seed: int) -> MaskedPrediction:
+    """Masked prediction as in the last iteration of the pretraining in `directory`, its heads included, of `model`.
+
+    Raises UserError if `pretrain` did not make the directory.
+    """
+    tensors, config = labels_of(directory)
     last = max(int(key.split(".")[0].removeprefix("iteration_")) for key in tensors if key.startswith("iteration_"))
     kept = _under(f"iteration_{last}", tensors)
     grid = frame_grid(model.config, extractor.sampling_rate)
-    features = _features(_under("model", kept), read_configuration(str(path.parent)), grid)
+    features = _features(_under("model", kept), read_configuration(str(directory)), grid)
     objective = MaskedPrediction(
         model,
         extractor,

@@ -72,6 +72,7 @@ class Meter:
 
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
+        self.watched = torch.zeros(())
         self.count, self.seconds, self.started = 0, 0.0, time.monotonic()
 
     def add(self, scalars: dict[str, torch.Tensor], seconds: float) -> None:
@@ -79,11 +80,21 @@ class Meter:
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         self.count, self.seconds = self.count + 1, self.seconds + seconds
 
+    def watch(self, *values: torch.Tensor) -> None:
+        """Values that must be finite, as scalars must; whether they are is seen at the next look."""
+        for value in values:
+            self.watched = self.watched.to(value.device) + 0.0 * value.detach().sum()
+
+    def check(self) -> None:
+        """Raises RuntimeError if scalars or gradients are not finite: nothing after that would be worth having."""
+        if not all(value.isfinite() for value in (self.watched, *self.sums.values())):
+            values = {name: float(total) / self.count for name, total in self.sums.items()}
+            raise RuntimeError(f"training diverged, or gradients did: {values}; a lower learning rate may help")
+
     def take(self) -> dict[str, float]:
-        """Raises RuntimeError if the loss is not finite: nothing after it would be worth having."""
+        """As `check`, and starts anew."""
+        self.check()
         values = {name: float(total) / self.count for name, total in self.sums.items()}
-        if not all(abs(value) < float("inf") for value in values.values()):
-            raise RuntimeError(f"training diverged: {values}; a lower learning rate may help")
         rate = self.seconds / max(1e-9, time.monotonic() - self.started) * self.num_processes
         self._reset()
         return {**values, "audio_seconds_per_second": round(rate, 3)}

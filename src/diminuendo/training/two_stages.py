@@ -279,7 +279,7 @@ class TwoStages:
             batches.close()
 
     def second(self, trainer: Loop, removed: Model) -> None:
-        """Goes on with the removed model, in place."""
+        """Goes on with the removed model, in place, and says in `carried` what was skipped so far."""
         config, steps = self.config, self.config.second_stage_steps
         if not steps:
             return
@@ -288,7 +288,8 @@ class TwoStages:
         schedule = warm_up_then_decay(steps, config.distil_warm_up)
         group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
         stage = Stage("distil", steps, objective, [group], offset=config.steps)
-        trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest, order=1)
+        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest, order=1)
+        trainer.carried["skipped"] = skipped
 
 
 def _trained(*modules: nn.Module) -> list[nn.Parameter]:
