@@ -1,9 +1,10 @@
-"""Results as JSON: what was measured, by which command, where and when."""
+"""Results as JSON: what was measured, by which command and code, where and when."""
 
 import datetime
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 
 from diminuendo.training.run import write_json
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def machine() -> dict[str, Any]:
@@ -27,20 +29,29 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(name: str, values: dict[str, Any]) -> Path:
-    """Writes results/`name`.json; of absolute paths on the command line, the last part."""
-    path = RESULTS / f"{name}.json"
+def commit(checkout: Path) -> str | None:
+    """The commit of a checkout, with "-dirty" where files differ from it; None where git knows of none."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def record(path: Path, values: dict[str, Any]) -> Path:
+    """Writes `values` and where they come from; of paths on the command line, the last part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     command = shlex.join(["python", "-m", *_module(), *words])
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    write_json(path, {"command": command, "date": date, "machine": machine(), **values})
+    origin = {"command": command, "commit": commit(ROOT), "date": date, "machine": machine()}
+    write_json(path, origin | values)
     return path
 
 
 def _module() -> list[str]:
     # By the file, which a spawned worker knows too; its __main__ has no name.
-    file, root = Path(sys.argv[0]), RESULTS.parent.parent
-    if not file.is_relative_to(root):
+    file = Path(sys.argv[0])
+    if not file.is_relative_to(ROOT):
         return []
-    return [".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__main__")]
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")]

@@ -1,6 +1,7 @@
 """The benchmarks' own parts: what is compared is comparable, what is measured adds up."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -60,13 +61,12 @@ def test_a_learned_shape_is_cut_from_the_largest_members() -> None:
     assert student.config.diminuendo["shape"] == shape
 
 
-def test_a_methods_rate_is_the_best_on_dev_once_all_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+def test_a_methods_rate_is_the_best_on_dev_once_all_are_tried(tmp_path: Path) -> None:
     for rate, accuracy in zip(RATES, (0.5, 0.7, 0.6), strict=True):
-        assert bench.best_rates() == {}
+        assert bench.best_rates(tmp_path) == {}
         scores = {task: {"dev_accuracy": accuracy} for task in ("keyword", "speaker")}
         (tmp_path / f"{Cell('fixed', rate).name}.json").write_text(json.dumps(scores))
-    assert bench.best_rates() == {"fixed": RATES[1]}
+    assert bench.best_rates(tmp_path) == {"fixed": RATES[1]}
 
 
 def test_a_fraction_of_the_audio_is_taken_from_every_folder_and_no_test_clip(tmp_path: Path) -> None:
@@ -107,11 +107,12 @@ def test_a_paired_difference_is_of_clips_and_its_interval_of_speakers() -> None:
 
     def rows(*outcomes: str) -> list[dict[str, Any]]:
         """A row a seed; every speaker has the same outcomes, the last the opposite."""
-        flipped = [outcome.translate(str.maketrans("01", "10")) for outcome in outcomes]
-        return [
-            {task: {"outcomes": dict.fromkeys(speakers[:-1], one) | {"s5": other}} for task in ("keyword", "speaker")}
-            for one, other in zip(outcomes, flipped, strict=True)
-        ]
+        found: list[dict[str, Any]] = []
+        for seed, outcome in enumerate(outcomes):
+            flipped = outcome.translate(str.maketrans("01", "10"))
+            probed = {"outcomes": dict.fromkeys(speakers[:-1], outcome) | {"s5": flipped}}
+            found.append({"cell": {"seed": seed}, "keyword": probed, "speaker": probed})
+        return found
 
     same = paired.difference(rows("1100"), rows("0110"), "keyword")
     assert same == (0, 0, 0)  # of every speaker as much right, though not the same clips
@@ -120,10 +121,17 @@ def test_a_paired_difference_is_of_clips_and_its_interval_of_speakers() -> None:
     assert low < mean < high == 25
     low, high = paired.difference(rows("1100"), rows("0110"), "speaker")[1:]
     assert low < 0 < high
-    grouped = {("joint", 0.25, ""): rows("1111"), ("fixed", 0.25, ""): rows("0011"), ("fixed", 0.5, ""): rows("0011")}
-    lines = paired.table(grouped, {"fixed": "thin"}).splitlines()
-    assert len(lines) == 3
-    assert lines[2].startswith("| thin | 25.0% | +33.3 (")
+    grouped: dict[tuple[Any, ...], Any] = {
+        ("joint", 0.25, "", 1.0): rows("1111", "0000"),
+        ("joint", 0.25, "less", 1.0): rows("1111"),
+        ("fixed", 0.25, "", 1.0): rows("0011"),
+        ("fixed", 0.5, "", 1.0): rows("0011"),
+        ("fixed", 0.25, "", 0.1): rows("0011"),
+    }
+    lines = paired.table(grouped, lambda key: f"{key[0]} {key[2]}").splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| fixed  | 25.0% | 1 | +33.3 (")
+    assert lines[3].startswith("| joint less | 25.0% | 1 | +0.0 (")
 
 
 def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:
@@ -136,7 +144,7 @@ def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:
     found = {"a": row(1e-3, 0, 0.8), "b": row(1e-3, 1, 0.6), "c": row(2e-3, 0, 0.7)}
     lines = table.table(found, {"a": 10.0}).splitlines()
     assert len(lines) == 3
-    assert "70.0 (60.0 to 80.0, 2 seeds)" in lines[2]
+    assert "70.0 (60.0 to 80.0; 2 seeds, 60.0 to 80.0)" in lines[2]
     assert "| 10 | 1.00 |" in lines[2]
     shape = {"encoder.layers.0.attention.heads": 4, "encoder.layers.1.attention.heads": 2}
     found = {name: values | {"shape": shape, "full_shape": dict.fromkeys(shape, 4)} for name, values in found.items()}
@@ -165,23 +173,34 @@ def test_the_parts_of_a_step_are_all_met_and_the_step_is_whole(kept: float, monk
 
 
 def test_a_result_has_its_command_without_the_machines_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "RESULTS", tmp_path / "benchmarks" / "results")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
     program = tmp_path / "benchmarks" / "encoder" / "__main__.py"
-    monkeypatch.setattr(sys, "argv", [str(program), "/data/speech", "--workers", "2"])
-    found = json.loads(record.record("encoder/teacher", {"value": 1}).read_text())
-    assert found["command"] == "python -m benchmarks.encoder speech --workers 2"
+    monkeypatch.setattr(sys, "argv", [str(program), "/data/speech", "--work", "../bench", "--workers", "2"])
+    found = json.loads(record.record(tmp_path / "results" / "teacher.json", {"value": 1}).read_text())
+    assert found["command"] == "python -m benchmarks.encoder speech --work bench --workers 2"
     assert found["value"] == 1
+    assert found["commit"] is None
+
+
+def test_a_result_has_its_commit_and_says_where_files_differ_from_it(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("1")
+    for words in (["init", "--quiet"], ["add", "file"], ["commit", "--quiet", "--message", "first"]):
+        subprocess.run([*git, *words], check=True)
+    clean = record.commit(tmp_path)
+    assert clean is not None
+    assert len(clean) == 12
+    (tmp_path / "file").write_text("2")
+    assert record.commit(tmp_path) == f"{clean}-dirty"
 
 
 @pytest.fixture
-def small_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The grid cut to one rate, six steps and a small teacher; gives where its results go."""
-    results = tmp_path / "results"
-    monkeypatch.setattr(record, "RESULTS", results)
-    for module in (bench, table):
-        monkeypatch.setattr(module, "FOLDER", results / "encoder")
+def small_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid cut to one rate, six steps and a small teacher."""
     monkeypatch.setattr(bench, "RATES", (1e-3,))
     monkeypatch.setattr(cells, "STEPS", 6)
+    monkeypatch.setattr(table, "STEPS", 6)
+    monkeypatch.setattr(table, "PLAIN", ("", 1.0, 6))
     monkeypatch.setattr(Cell.__init__, "__defaults__", (0.25, 0, 1.0, 6, ""))
     monkeypatch.setattr(bench, "tuning", lambda: [Cell(method, 1e-3) for method in COMPARED])
     monkeypatch.setattr(bench, "comparison", lambda rates: [Cell("learned-shape", rate) for rate in rates.values()][:1])
@@ -190,7 +209,6 @@ def small_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(make, "PRETRAINING", short)
     quick = HeadConfig(learning_rates=(0.1,), steps=20)
     monkeypatch.setattr(probe, "run_probe", partial(probe.run_probe, head_config=quick))
-    return results / "encoder"
 
 
 def commands(folder: Path) -> Path:
@@ -208,22 +226,31 @@ def commands(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("small_bench")
 def test_a_worker_makes_and_probes_everything_once_and_the_results_are_of_one_teacher(
-    tmp_path: Path, small_bench: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     speech, work = commands(tmp_path / "speech"), tmp_path / "work"
     bench.worker(speech, work, 0)
-    found = table.results()
+    found = table.results(work / "results")
     assert {row["cell"]["method"] for row in found.values() if "cell" in row} == {*COMPARED, "learned-shape"}
     assert {name for name, row in found.items() if "cell" not in row} == set(table.REFERENCES)
     assert len({row["teacher"] for row in found.values()}) == 1
     learned, joint = (next(r for n, r in found.items() if n.startswith(m)) for m in ("learned-shape", "joint"))
     assert learned["params"] == joint["params"]
-    assert len(paired.table(table.groups(found), table.NAMES).splitlines()) == 2 + len(COMPARED)
-    times = {path: path.stat().st_mtime_ns for path in small_bench.iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     bench.worker(speech, work, 1)
-    assert times == {path: path.stat().st_mtime_ns for path in small_bench.iterdir()}
-    teacher = json.loads((small_bench / "teacher.json").read_text())
-    (small_bench / "teacher.json").write_text(json.dumps(teacher | {"teacher": "another"}))
-    with pytest.raises(UserError, match="is of the teacher another"):
-        bench.Bench(speech, work).check()
+    assert times == {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
+    plot = tmp_path / "plot.png"
+    monkeypatch.setattr(sys, "argv", ["table", "--work", str(work), "--latency", "--plot", str(plot)])
+    table.main()
+    models, differences, shapes = capsys.readouterr().out.split("\n\n")
+    assert len(models.splitlines()) == 2 + len(found)
+    assert len(differences.splitlines()) == 2 + len(COMPARED)
+    assert len(shapes.splitlines()) == 3
+    assert plot.stat().st_size > 10_000
+    assert len(json.loads((work / "results" / "latency.json").read_text())["p50_ms"]) == len(COMPARED) + 3
+    teacher = json.loads((work / "results" / "teacher.json").read_text())
+    (work / "results" / "teacher.json").write_text(json.dumps(teacher | {"teacher": "another"}))
+    with pytest.raises(UserError, match="is of another teacher"):
+        bench.Bench(speech, work)

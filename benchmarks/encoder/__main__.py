@@ -2,8 +2,8 @@
 
     python -m benchmarks.encoder SPEECH --work DIRECTORY [--workers N]
 
-SPEECH has folders with a manifest.jsonl each, arabic_commands among them; DIRECTORY takes the models. Every cell is a
-JSON in results/encoder; what is there is not made again, what was begun goes on.
+SPEECH has folders with a manifest.jsonl each, arabic_commands among them (see corpus.py); DIRECTORY takes the models,
+and a JSON for each in its results/. What is there is not made again, what was begun goes on.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        Bench(given.speech, given.work).check()
+        Bench(given.speech, given.work)  # the teacher, before the workers need it
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -16,7 +16,7 @@ from benchmarks.encoder import make
 from benchmarks.encoder.cells import COMPARED, RATES, Cell, Method, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.encoder.probe import FLOORS, probe, probe_model
-from benchmarks.record import RESULTS, record
+from benchmarks.record import record
 from diminuendo.api import source_of
 from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
@@ -24,19 +24,21 @@ from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.training.run import fingerprint
 from diminuendo.training.two_stages import Source
 
-FOLDER = RESULTS / "encoder"
 WAIT_SECONDS = 10.0
 
 
 class Bench:
-    """The parts of the benchmark in one working directory. `teacher_checksum` binds all results to one teacher."""
+    """The parts of the benchmark in one working directory; `results` has a JSON for each model and floor."""
 
     def __init__(self, speech: Path, work: Path) -> None:
-        self.work = work
+        self.work, self.results = work, work / "results"
         self.audio = prepare(speech, work)
         make.make_teacher(self.cuts(), work / "teacher")
         self.teacher = source_of(work / "teacher")
         self.teacher_checksum = fingerprint(self.teacher.model)
+        for path in self.results.glob("*.json"):
+            if json.loads(path.read_text()).get("teacher", self.teacher_checksum) != self.teacher_checksum:
+                raise UserError(f"{path} is of another teacher than {work / 'teacher'}: remove {self.results}")
 
     def cuts(self, fraction: float = 1.0) -> Any:
         return read_cuts(training_manifest(self.audio, fraction), None)
@@ -72,8 +74,7 @@ class Bench:
         out = self.work / "cells" / cell.name
         learned = None
         if cell.method == "learned-shape":
-            joint = Cell("joint", best_rates()["joint"], keep=cell.keep, seed=cell.seed)
-            learned = json.loads((FOLDER / f"{joint.name}.json").read_text())["shape"]
+            learned = json.loads(self._result_of_joint(cell).read_text())["shape"]
         result = make.make(cell, self.teacher, self.cuts(cell.audio), out, learned)
         return {
             "cell": asdict(cell),
@@ -82,34 +83,38 @@ class Bench:
         }
 
     def save(self, name: str, values: dict[str, Any]) -> None:
-        record(f"encoder/{name}", {"teacher": self.teacher_checksum, **values})
+        record(self.results / f"{name}.json", {"teacher": self.teacher_checksum, **values})
 
-    def check(self) -> None:
-        """UserError if results there are of another teacher."""
-        for path in FOLDER.glob("*.json"):
-            there = json.loads(path.read_text())["teacher"]
-            if there != self.teacher_checksum:
-                raise UserError(
-                    f"{path} is of the teacher {there}, {self.work} has {self.teacher_checksum}: remove the results "
-                    "of the other, or give its --work"
-                )
+    def done(self, name: str) -> bool:
+        return (self.results / f"{name}.json").is_file()
+
+    def ready(self, cell: Cell) -> bool:
+        """Whether what a cell needs of others is there."""
+        return cell.method != "learned-shape" or self._result_of_joint(cell).is_file()
+
+    def _result_of_joint(self, cell: Cell) -> Path:
+        joint = Cell("joint", best_rates(self.results)["joint"], keep=cell.keep, seed=cell.seed)
+        return self.results / f"{joint.name}.json"
 
 
 def final_loss(log: Path) -> float:
-    """The loss over the last tenth of a run's last stage: for distillation, how far from its teacher a student is."""
+    """The loss over the last tenth of a run's last stage: for distillation, how far from its teacher a student is.
+
+    A joint stage's is of sampled gates, without what the multipliers add.
+    """
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["stage"] == lines[-1]["stage"]]
+    losses = [line.get("distillation", line["loss"]) for line in lines if line["stage"] == lines[-1]["stage"]]
     tail = losses[-max(1, len(losses) // 10) :]
     return float(sum(tail) / len(tail))
 
 
-def best_rates() -> dict[Method, float]:
+def best_rates(results: Path) -> dict[Method, float]:
     """Of the methods whose every rate has been tried, the one with the best mean dev accuracy of both probes."""
     found: dict[Method, float] = {}
     for method in COMPARED:
         scores = {}
         for rate in RATES:
-            path = FOLDER / f"{Cell(method, rate).name}.json"
+            path = results / f"{Cell(method, rate).name}.json"
             if path.is_file():
                 values = json.loads(path.read_text())
                 scores[rate] = values["keyword"]["dev_accuracy"] + values["speaker"]["dev_accuracy"]
@@ -131,28 +136,20 @@ def claimed(lock: Path) -> Iterator[bool]:
         yield True
 
 
-def ready(cell: Cell) -> bool:
-    """Whether what a cell needs of others is there."""
-    if cell.method != "learned-shape":
-        return True
-    joint = Cell("joint", best_rates()["joint"], keep=cell.keep, seed=cell.seed)
-    return (FOLDER / f"{joint.name}.json").is_file()
-
-
 def work_through(bench: Bench) -> None:
     """Does what is to do and what no other worker is doing, until all is done."""
     while True:
-        rates = best_rates()
+        rates = best_rates(bench.results)
         cells = [*tuning(), *comparison(rates)]
         jobs: dict[str, Callable[[], dict[str, Any]]] = dict(bench.references())
-        jobs |= {cell.name: (lambda cell=cell: bench.run(cell)) for cell in cells if ready(cell)}  # type: ignore[misc]
-        open_jobs = [name for name in jobs if not (FOLDER / f"{name}.json").is_file()]
-        complete = len(rates) == len(COMPARED) and all(ready(cell) for cell in cells)
+        jobs |= {cell.name: (lambda cell=cell: bench.run(cell)) for cell in cells if bench.ready(cell)}  # type: ignore[misc]
+        open_jobs = [name for name in jobs if not bench.done(name)]
+        complete = len(rates) == len(COMPARED) and all(bench.ready(cell) for cell in cells)
         if complete and not open_jobs:
             return
         for name in open_jobs:
             with claimed(bench.work / "locks" / name) as mine:
-                if mine and not (FOLDER / f"{name}.json").is_file():
+                if mine and not bench.done(name):
                     started = time.monotonic()
                     bench.save(name, jobs[name]())
                     logging.info("%s: %.1f minutes, %d to do", name, (time.monotonic() - started) / 60, len(open_jobs))

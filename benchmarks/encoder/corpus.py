@@ -1,4 +1,11 @@
-"""The audio of the encoder benchmark: folders with manifests, decoded once to WAV, as one manifest for training."""
+"""The audio of the encoder benchmark: folders with manifests, decoded once to WAV, as one manifest for training.
+
+A row of a manifest.jsonl has `audio_filepath`, `duration` in seconds and, where there are splits, `split`; one of
+arabic_commands also `keyword`, `speaker` and `take`. Ours are freely licensed recordings, 5.8 hours in train splits:
+arabic_commands (github.com/abdulkaderghandoura/arabic-speech-commands-dataset: 40 words, 30 speakers, 10 takes of one
+second), arctic (CMU ARCTIC, two voices), kathleen (github.com/rhasspy/dataset-voice-cathy), librispeech_unlabelled (one
+clip of each speaker of train-clean-100) and digits (github.com/Jakobovski/free-spoken-digit-dataset).
+"""
 
 import json
 import logging

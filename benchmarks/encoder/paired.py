@@ -1,5 +1,6 @@
 """Two methods on the same test clips: how much more one has, with an interval of that difference."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ SEED = 0
 
 
 def difference(ours: list[Row], theirs: list[Row], task: str) -> tuple[float, float, float]:
-    """The accuracy that the first have more, in points, with its 95 % interval; each side the mean of its seeds.
+    """The accuracy that the first have more, in points, with its 95 % interval; each side the mean of its models.
 
     Speakers differ much more than models do, so of two models' own intervals little can be read. As those, this one
     resamples speakers for keywords and clips for speakers. Seeds are not resampled: three are too few.
@@ -30,16 +31,23 @@ def _mean(rows: list[Row], task: str, speaker: str) -> torch.Tensor:
     return torch.tensor([[float(c) for c in row[task]["outcomes"][speaker]] for row in rows]).mean(0)
 
 
-def table(grouped: dict[tuple[Any, ...], list[Row]], names: dict[str, str]) -> str:
-    """Markdown: what the joint runs have more than each other method, by kept fraction, everything else the same."""
-    lines = ["| joint, more than | kept | keyword, points | speaker, points |", "|" + " --- |" * 4]
+def table(grouped: dict[tuple[Any, ...], list[Row]], label: Callable[[tuple[Any, ...]], str]) -> str:
+    """Markdown: what the joint runs have more than each other method with everything else the same, and more than their
+    own ablations; of the seeds that both have."""
+    lines = ["| joint, more than | kept | seeds | keyword, points | speaker, points |", "|" + " --- |" * 5]
     for key in sorted(grouped, key=str):
-        method, keep, *rest = key
-        ours = grouped.get(("joint", keep, *rest))
-        if method != "joint" and ours:
-            cells = [_text(*difference(ours, grouped[key], task)) for task in ("keyword", "speaker")]
-            lines.append("| " + " | ".join([names[method], f"{keep:.1%}", *cells]) + " |")
+        method, keep, ablation, *rest = key
+        ours, theirs = _common_seeds(grouped.get(("joint", keep, "", *rest), []), grouped[key])
+        if theirs and (method != "joint" or ablation):
+            cells = [_text(*difference(ours, theirs, task)) for task in ("keyword", "speaker")]
+            lines.append("| " + " | ".join([label(key), f"{keep:.1%}", str(len(ours)), *cells]) + " |")
     return "\n".join(lines)
+
+
+def _common_seeds(ours: list[Row], theirs: list[Row]) -> tuple[list[Row], list[Row]]:
+    seeds = {row["cell"]["seed"] for row in ours} & {row["cell"]["seed"] for row in theirs}
+    common = [[row for row in rows if row["cell"]["seed"] in seeds] for rows in (ours, theirs)]
+    return common[0], common[1]
 
 
 def _text(mean: float, low: float, high: float) -> str:

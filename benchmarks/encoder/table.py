@@ -1,13 +1,11 @@
-"""The results of the encoder benchmark as a table and a plot, and the latency of its models.
+"""The results of the encoder benchmark: tables, a plot, and the latency of its models.
 
-    python -m benchmarks.encoder.table                      # the table, as Markdown
-    python -m benchmarks.encoder.table --plot docs/encoder.png
-    python -m benchmarks.encoder.table --paired             # what joint has more than the others, on the same clips
-    python -m benchmarks.encoder.table --shapes             # what the joint runs have kept, layer by layer
-    python -m benchmarks.encoder.table --latency DIRECTORY  # the --work of the benchmark; then the table has it too
+    python -m benchmarks.encoder.table                                 # of the results that are kept here
+    python -m benchmarks.encoder.table --work DIRECTORY --latency --plot FILE   # of a benchmark of your own
 
-Accuracies are of test clips; intervals are 95 % bootstrap intervals over speakers (keywords) or clips (speakers). With
-several seeds, the mean and from the lowest to the highest.
+As Markdown: every model; how much more joint has than each other on the same clips; what joint runs have kept, layer by
+layer. Accuracies are of test clips, with 95 % bootstrap intervals over speakers (keywords) or clips (speakers); of
+several seeds, the means, and from the lowest to the highest accuracy.
 """
 
 import argparse
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.encoder import paired
-from benchmarks.encoder.bench import FOLDER
+from benchmarks.encoder.cells import STEPS
 from benchmarks.record import RESULTS, record
 from diminuendo.api import source_of
 from diminuendo.profiling.latency import measure_interleaved
@@ -38,12 +36,14 @@ NAMES = {
     "mfcc": "MFCC, mean and deviation",
 }
 REFERENCES = ("teacher", "warmed-up", "random", "log-mel", "mfcc")
-LATENCY = RESULTS / "encoder_latency.json"
+LATENCY = "latency.json"
+PLAIN = ("", 1.0, STEPS)  # ablation, audio and steps of what is not one of these studies
 Row = dict[str, Any]
 
 
-def results() -> dict[str, Row]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+def results(folder: Path) -> dict[str, Row]:
+    """Of each model and floor, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != LATENCY}
 
 
 def groups(found: dict[str, Row]) -> dict[tuple[Any, ...], list[Row]]:
@@ -62,19 +62,26 @@ def _dev_of_seed_0(rows: list[Row]) -> float:
     return float(first["keyword"]["dev_accuracy"] + first["speaker"]["dev_accuracy"])
 
 
-def _label(key: tuple[Any, ...], steps: int) -> str:
+def label(key: tuple[Any, ...]) -> str:
     method, _, ablation, audio, taken = key
     notes = [ablation.replace("-", " ")] if ablation else []
     notes += [f"{audio:.0%} of the audio"] if audio < 1 else []
-    notes += [f"{taken:,} steps"] if taken != steps else []
+    notes += [f"{taken:,} steps"] if taken != STEPS else []
     return ", ".join([NAMES[method], *notes])
 
 
 def _accuracy(rows: list[Row], task: str) -> str:
+    mean, low, high = (100 * sum(row[task][part] for row in rows) / len(rows) for part in ("accuracy", "low", "high"))
     values = [100 * row[task]["accuracy"] for row in rows]
-    if len(values) > 1:
-        return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)"
-    return f"{values[0]:.1f} ({100 * rows[0][task]['low']:.1f} to {100 * rows[0][task]['high']:.1f})"
+    seeds = f"; {len(rows)} seeds, {min(values):.1f} to {max(values):.1f}" if len(rows) > 1 else ""
+    return f"{mean:.1f} ({low:.1f} to {high:.1f}{seeds})"
+
+
+def _closeness(row: Row) -> float | None:
+    """The final distillation loss, where it is one of the model that was kept."""
+    if "cell" not in row or row["cell"]["method"] == "prune-only" or row["cell"]["ablation"] == "without-stage-2":
+        return None
+    return float(row["final_loss"])
 
 
 def table(found: dict[str, Row], latency: dict[str, float]) -> str:
@@ -83,19 +90,17 @@ def table(found: dict[str, Row], latency: dict[str, float]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     rows = [(NAMES[name], [found[name] | {"name": name}]) for name in REFERENCES if name in found]
     grouped = groups(found)
-    usual = max((key[4] for key in grouped), default=0)
-    plain = [key for key in grouped if not key[2] and key[3] == 1 and key[4] == usual]
+    plain = [key for key in grouped if key[2:] == PLAIN]
     ordered = sorted(plain, key=lambda key: (key[1] != 0.25, key[1], list(NAMES).index(key[0])))
     ordered += sorted((key for key in grouped if key not in plain), key=str)
-    rows += [(f"{_label(key, usual)}, {key[1]:.1%} kept", grouped[key]) for key in ordered]
-    for label, same in rows:
+    rows += [(f"{label(key)}, {key[1]:.1%} kept", grouped[key]) for key in ordered]
+    for title, same in rows:
         first = same[0]
         hours = [row["cpu_seconds"] / 3600 for row in same if "cpu_seconds" in row]
         times = [latency[row["name"]] for row in same if row["name"] in latency]
-        # Without distillation it is another loss.
-        losses = [row["final_loss"] for row in same if "cell" in row and row["cell"]["method"] != "prune-only"]
+        losses = [loss for loss in map(_closeness, same) if loss is not None]
         cells = (
-            label,
+            title,
             f"{first['params']:,}" if "params" in first else "",
             _accuracy(same, "keyword"),
             _accuracy(same, "speaker"),
@@ -115,11 +120,10 @@ def plot(found: dict[str, Row], latency: dict[str, float], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharey="row")
-    plain = {key: rows for key, rows in groups(found).items() if not key[2] and key[3] == 1}
-    usual = max(key[4] for key in plain)
+    plain = {key: rows for key, rows in groups(found).items() if key[2:] == PLAIN}
     for row_axes, task in zip(axes, ("keyword", "speaker"), strict=True):
         for method in ("joint", "fixed", "one-shot", "prune-only"):
-            same = [rows for key, rows in sorted(plain.items(), key=str) if key[0] == method and key[4] == usual]
+            same = [rows for key, rows in sorted(plain.items(), key=str) if key[0] == method]
             same.sort(key=lambda rows: rows[0]["params"])
             for axis, kind in zip(row_axes, ("params", "latency"), strict=True):
                 _line(axis, same, task, kind, found["teacher"], latency, NAMES[method])
@@ -170,31 +174,32 @@ def shapes(found: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def measure_latency(work: Path) -> None:
+def measure_latency(work: Path, results: Path) -> None:
     """Every model that is there, in turn, batch 1, 10 s, one thread."""
     torch.set_num_threads(1)
-    folders = {name: work / "cells" / name for name in results() if (work / "cells" / name).is_dir()}
-    folders |= {name: work / name for name in ("teacher", "warmed-up")}
-    models = {name: source_of(folder).model for name, folder in folders.items()}
+    folders = [*sorted((work / "cells").iterdir()), work / "teacher", work / "warmed-up"]
+    models = {folder.name: source_of(folder).model for folder in folders if (results / f"{folder.name}.json").is_file()}
     found = measure_interleaved(models, runs=20)
-    record(LATENCY.stem, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in found.items()}})
+    record(results / LATENCY, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in found.items()}})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder.table", description=__doc__.splitlines()[0])
-    parser.add_argument("--latency", type=Path, metavar="DIRECTORY", help="measure the models of this --work first")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIRECTORY", help="of the benchmark; default: the results kept here"
+    )
+    parser.add_argument("--latency", action="store_true", help="measure the models of --work first")
     parser.add_argument("--plot", type=Path, metavar="FILE")
-    parser.add_argument("--paired", action="store_true", help="print what joint has more than the others instead")
-    parser.add_argument("--shapes", action="store_true", help="print the learned shapes instead")
     given = parser.parse_args()
+    if given.latency and not given.work:
+        parser.error("--latency measures models and needs their --work DIRECTORY")
+    folder = given.work / "results" if given.work else RESULTS / "encoder"
     if given.latency:
-        measure_latency(given.latency)
-    latency = json.loads(LATENCY.read_text())["p50_ms"] if LATENCY.is_file() else {}
-    found = results()
-    if given.paired:
-        print(paired.table(groups(found), NAMES))
-    else:
-        print(shapes(found) if given.shapes else table(found, latency))
+        measure_latency(given.work, folder)
+    latency = json.loads((folder / LATENCY).read_text())["p50_ms"] if (folder / LATENCY).is_file() else {}
+    found = results(folder)
+    grouped = groups(found)
+    print(table(found, latency), paired.table(grouped, label), shapes(found), sep="\n\n")
     if given.plot:
         plot(found, latency, given.plot)
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.record import record
+from benchmarks.record import RESULTS, record
 from benchmarks.step import ours, published
 from diminuendo.profiling.latency import peak_memory_mb
 
@@ -171,8 +171,8 @@ def main() -> None:
         for threads in given.threads:
             checkout = given.published if fits else None
             found = measure(size, given.clips, seconds, precision, threads, given.runs, checkout)
-            name = f"step/{size}_{seconds:g}s_{precision}_{threads}thread"
-            print(record(name, found | {"peak_memory_mb": memory_mb}), flush=True)
+            path = RESULTS / "step" / f"{size}_{seconds:g}s_{precision}_{threads}thread.json"
+            print(record(path, found | {"peak_memory_mb": memory_mb}), flush=True)
 
 
 if __name__ == "__main__":

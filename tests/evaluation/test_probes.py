@@ -300,6 +300,13 @@ def test_the_interval_over_speakers_who_are_right_or_wrong_as_a_whole_is_that_of
     assert (low, high) == pytest.approx((0.8 - half, 0.8 + half), abs=2e-2)
 
 
+def test_the_interval_over_few_speakers_is_as_wide_as_students():
+    of_speakers = torch.tensor([0.1, 0.35, 0.45, 0.55, 0.65, 0.9])
+    low, high = bootstrap_interval(of_speakers.repeat_interleave(20), [str(i // 20) for i in range(120)], seed=0)
+    half = 2.571 * of_speakers.std().item() / 6**0.5  # 97.5 % of Student's distribution with 5 degrees of freedom
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.05 * half)
+
+
 def test_fewer_than_five_speakers_give_an_interval_over_clips_and_say_so(caplog):
     correct = torch.arange(100) % 5 > 0
     over_clips = bootstrap_interval(correct, [str(i) for i in range(100)], seed=0)

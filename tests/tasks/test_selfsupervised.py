@@ -171,7 +171,9 @@ def test_an_encoder_sees_nothing_of_masked_frames(family, style):
     masked = {"mask_time_indices": torch.ones(2, frames, dtype=torch.bool)}
     states = [family_of(model).hidden_states(model, {**inputs, **masked})[-1] for inputs in (one, other)]
     assert torch.equal(*states)
-    assert not torch.equal(states[0], family_of(model).hidden_states(model, one)[-1])
+    seeing, masking = (family_of(model).hidden_states(model, inputs) for inputs in (one, {**one, **masked}))
+    assert not torch.equal(states[0], seeing[-1])
+    assert torch.equal(masking[0], seeing[0])  # the projection comes before the mask
 
 
 @pytest.mark.parametrize(("family", "style"), VARIANTS)

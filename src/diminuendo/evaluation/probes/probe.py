@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import norm, t
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -128,13 +129,16 @@ def train_head(
 
 
 def bootstrap_interval(
-    scores: Bool[Tensor, "clips"] | Float[Tensor, "clips"], groups: Sequence[str], seed: int, resamples: int = 2000
+    scores: Bool[Tensor, "clips"] | Float[Tensor, "clips"], groups: Sequence[str], seed: int, resamples: int = 10_000
 ) -> tuple[float, float]:
     """95 % interval of the mean score, groups drawn with replacement, each with all of its clips.
 
     A score is 1 where right, or how much more one model has than another. Clips of one speaker are right or wrong
     together, and the question is about the next speaker: resampling clips would claim too much. With fewer than five
     groups there is nothing to resample and clips are drawn, which is logged.
+
+    The quantiles are expanded (Hesterberg, The American Statistician 2015), so that the interval is as wide as
+    Student's: of few groups the usual 2.5 and 97.5 % hold the truth too seldom, of six in 85 of 100 cases.
     """
     distinct = list(dict.fromkeys(groups))
     if len(distinct) < 5:
@@ -150,7 +154,9 @@ def bootstrap_interval(
     for _ in range(resamples):
         drawn = torch.randint(len(place), (len(place),), generator=generator)
         means.append(sums[drawn].sum() / sizes[drawn].sum())
-    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    count = len(place)
+    tail = float(norm.cdf(-t.ppf(0.975, count - 1) * (count / (count - 1)) ** 0.5))
+    low, high = torch.stack(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 
 
