@@ -41,16 +41,16 @@ test-all: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 bench:
-	@grep -E '^bench-[a-z0-9-]+:' Makefile
+	@grep -E '^# make bench' Makefile
 
-# Hours; resumable. SPEECH has folders with a manifest.jsonl each, arabic_commands among them.
+# make bench-encoder SPEECH=folder [WORK=bench]: methods compared on real speech; hours, resumable; see benchmarks/encoder/corpus.py
 WORK ?= bench
 bench-encoder: env
 	@test -n "$(SPEECH)" || { echo "make bench-encoder SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.encoder $(SPEECH) --work $(WORK) --workers $(WORKERS)
-	$(BIN)/python -m benchmarks.encoder.table --latency $(WORK) --plot docs/encoder.png
+	$(BIN)/python -m benchmarks.encoder.table --work $(WORK) --latency --plot $(WORK)/encoder.png
 
-# PUBLISHED: a checkout of github.com/pyf98/DPHuBERT to measure beside.
+# make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; an idle hour, 20 GB
 bench-step: env
 	$(BIN)/python -m benchmarks.step $(if $(PUBLISHED),--published $(PUBLISHED))
 	$(BIN)/python -m benchmarks.step --growth --runs 1 --threads 1 $(if $(PUBLISHED),--published $(PUBLISHED))

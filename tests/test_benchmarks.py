@@ -1,8 +1,10 @@
 """The benchmarks' own parts: what is compared is comparable, what is measured adds up."""
 
 import json
+import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,9 @@ from benchmarks import record
 from benchmarks.encoder import bench, cells, make, paired, probe, table
 from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, STEPS, Cell, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
+from benchmarks.step import __main__ as measuring
 from benchmarks.step import ours
+from benchmarks.step import table as step_table
 
 from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import HeadConfig
@@ -156,20 +160,52 @@ def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:
     ]
 
 
-@pytest.mark.parametrize("kept", [1.0, 0.25])
-def test_the_parts_of_a_step_are_all_met_and_the_step_is_whole(kept: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("state", ours.STATES)
+def test_the_parts_of_a_step_are_all_met_and_sum_to_it(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {key: value for key, value in CONFIGURATIONS["tiny-hubert"].items() if key != "model_type"}
     monkeypatch.setitem(ours.SIZES, "tiny", values)
     step = ours.Step("tiny", "fp32")
-    step.keep(kept)
+    step.set(state)
     waveforms = torch.randn(1, 8_000)
     before = [parameter.detach().clone() for parameter in step.weights]
     step(waveforms)
+    started = time.perf_counter()
     parts = step.parts(waveforms)
+    whole = time.perf_counter() - started
     assert parts.keys() == set(ours.PARTS)
     assert all(seconds > 0 for seconds in parts.values())
+    assert 0.5 * whole < sum(parts.values()) < whole
     # Rates are 0: a step measured again is the same step.
     assert all(torch.equal(a, b) for a, b in zip(before, step.weights, strict=True))
+
+
+def test_the_target_is_reached_in_the_published_proportions() -> None:
+    step = ours.Step("base", "fp32")
+    assert step.kept["params"] == pytest.approx(0.25, abs=1e-3)
+    assert step.kept["macs"] == pytest.approx(0.39, abs=0.03)  # 654 of 1669 G, says the paper
+    step.set("target reached")
+    expected = float(step.objective.expected_kept().detach())
+    assert expected == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_step_is_measured_with_and_without_another_process(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    values = {key: value for key, value in CONFIGURATIONS["tiny-hubert"].items() if key != "model_type"}
+    monkeypatch.setitem(ours.SIZES, "tiny", values)
+    monkeypatch.setattr(measuring, "machine_memory", lambda: resource.RLIM_INFINITY)  # of this process, for good
+    monkeypatch.setattr(measuring, "RATE_SHAPES", ((64, 64, 64),))
+    found = measuring.measure("tiny", 1, 0.5, "fp32", 1, 1, None)
+    assert found["kept_at_target"]["params"] == pytest.approx(0.25, abs=0.01)
+    assert "over_published" not in found
+    measuring.alone("ours", "tiny", 1, 0.5, "fp32", None)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["seconds"].keys() == set(ours.STATES)
+    turns = [{"ours": printed, "published": {"seconds": {"published": 2.0}}}] * 2
+    apart = measuring.in_turn(turns)
+    assert apart["seconds_apart"]["published"] == [2.0, 2.0]
+    assert apart["over_published"]["start"] == pytest.approx(printed["seconds"]["start"] / 2, abs=1e-3)
+    result = found | apart | {"peak_memory_mb": {"ours": 500, "published": None}}
+    assert len(step_table.times([result]).splitlines()) == 3
+    assert len(step_table.parts([result]).splitlines()) == 4
 
 
 def test_a_result_has_its_command_without_the_machines_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """One joint step of ours, as a run makes it, and how its time divides."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from diminuendo.api import compress_config
 from diminuendo.distillation.hidden import HiddenDistillation, default_layers
 from diminuendo.families import build_cost_model, family_of
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
+from diminuendo.pruning.budget import selected_cost
 from diminuendo.pruning.gating import Gates, attach
+from diminuendo.structure.axis import Axis, Selection
+from diminuendo.structure.cost import CostModel
 from diminuendo.training.loop import Group, Stage, make_optimizer
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.schedules import constant
@@ -31,7 +34,35 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 PARTS = ("teacher", "front end", "encoder", "loss", "gates and cost", "optimiser")
+STATES = ("start", "target reached")
 KEPT = 0.25
+
+
+def learned_shape(axes: Sequence[Axis], cost: CostModel, total: float) -> Selection:
+    """A quarter of the parameters, kept as the published student keeps them.
+
+    Published is: of the first and the last convolution about half, of those between nearly all, no attention in layers
+    9 to 11 of 12. Ours: a third of the heads elsewhere, and as many neurons in each layer as the budget allows.
+    """
+    depth = sum(axis.kind == "heads" for axis in axes)
+    convolutions = [axis.name for axis in axes if axis.kind == "channels"]
+
+    def fraction(axis: Axis, neurons: float) -> float:
+        if axis.kind == "neurons":
+            return neurons
+        if axis.name in (convolutions[0], convolutions[-1]):
+            return 0.5
+        if "attention" in axis.name:
+            layer = int(axis.name.split(".")[2])
+            gone = 2 / 3 <= layer / depth < 11 / 12
+            return 0.0 if gone else 1 / 3 if axis.kind == "heads" else 1.0
+        return 1.0
+
+    def selection(neurons: float) -> Selection:
+        return {axis.name: torch.arange(axis.size) < round(fraction(axis, neurons) * axis.size) for axis in axes}
+
+    few, all_ = (selected_cost(cost, "params", selection(neurons)) for neurons in (0.1, 1.0))
+    return selection(0.1 + 0.9 * (KEPT * total - few) / (all_ - few))
 
 
 class Step:
@@ -47,7 +78,15 @@ class Step:
         self.parameters = count_parameters(teacher)
         gates = Gates(family.axes(student))
         attach(student, gates)
-        self.gates, self.at_start = gates, gates.log_alpha.detach().clone()
+        cost = build_cost_model(family.plain(teacher))
+        shape = learned_shape(gates.axes, cost, float(self.parameters))
+        self.kept = {
+            "params": selected_cost(cost, "params", shape) / self.parameters,
+            "macs": selected_cost(cost, "macs", shape) / cost.total("macs"),
+        }
+        shut = ~torch.cat([shape[axis.name] for axis in gates.axes])
+        at_start = gates.log_alpha.detach().clone()
+        self.gates, self.log_alpha = gates, {"start": at_start, "target reached": at_start.masked_fill(shut, -8.0)}
         width = teacher.config.hidden_size
         distillation = HiddenDistillation(default_layers(teacher.config.num_hidden_layers), width, width)
         extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
@@ -55,7 +94,7 @@ class Step:
         self.objective = JointObjective(
             DistillationObjective(student, teacher, extractor, distillation),
             gates=gates,
-            cost=build_cost_model(family.plain(teacher)),
+            cost=cost,
             kind="params",
             total=float(self.parameters),
             removed=1.0 - KEPT,
@@ -72,14 +111,9 @@ class Step:
         self.optimizer = make_optimizer(Stage("joint", 1, self.objective, groups))
 
     @torch.no_grad()
-    def keep(self, kept: float) -> None:
-        """Sets the gates: 1.0 as they are at the start; less for that fraction of every layer's channels, heads and
-        neurons open and the others shut, as gates are once the target is reached."""
-        log_alpha = self.at_start.clone()
-        for axis in self.gates.axes if kept < 1 else ():
-            if axis.kind in ("channels", "heads", "neurons"):
-                log_alpha[self.gates.of(axis.name)][round(kept * axis.size) :] = -8.0
-        self.gates.log_alpha.copy_(log_alpha)
+    def set(self, state: str) -> None:
+        """Sets the gates as they are at the start, or once the target is reached: those of `learned_shape` open."""
+        self.gates.log_alpha.copy_(self.log_alpha[state])
 
     def __call__(self, waveforms: Tensor, mark: Callable[[str], None] = lambda part: None) -> None:
         lengths = torch.full((len(waveforms),), waveforms.shape[1])

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.record import RESULTS
-from benchmarks.step.ours import PARTS, SIZES
-
-STATES = ("start", "target reached")
+from benchmarks.step.ours import PARTS, SIZES, STATES
 
 
 def results() -> list[dict[str, Any]]:
@@ -48,11 +46,15 @@ def times(found: Sequence[dict[str, Any]]) -> str:
 
 def parts(found: Sequence[dict[str, Any]]) -> str:
     rows = [
-        [f"{name(result)}, {state}", *(f"{result['parts'][state][part]:.2f}" for part in PARTS)]
+        [f"{name(result)}, {state}", *(f"{second:.2f}" for second in _parts_and_sum(result["parts"][state]))]
         for result in found
         for state in STATES
     ]
-    return markdown(["seconds", *PARTS], rows)
+    return markdown(["seconds, of other steps than above", *PARTS, "sum"], rows)
+
+
+def _parts_and_sum(seconds: dict[str, float]) -> list[float]:
+    return [*(seconds[part] for part in PARTS), sum(seconds.values())]
 
 
 if __name__ == "__main__":
