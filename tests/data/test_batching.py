@@ -1,5 +1,4 @@
 import io
-import json
 import threading
 from collections.abc import Sequence
 from itertools import islice
@@ -8,65 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from lhotse import CutSet
 
+from clips import RATE, VARIED, corpus, epoch_of, ids, names, take
 from diminuendo.data import batching
 from diminuendo.data.audio import Skipped, load_waveform
 from diminuendo.data.batching import Batch, TrainingBatches, evaluation_batches
-from diminuendo.data.manifest import read_cuts
 from diminuendo.data.sampling import BatchSettings
 from diminuendo.errors import UserError
 
 # What lhotse has to say about small corpora is an error too; it may leave files for the collector to close.
 pytestmark = [pytest.mark.filterwarnings(f"error::{kind}Warning") for kind in ("User", "Runtime", "Deprecation")]
-
-RATE = 16_000
-VARIED = [0.2 + 0.05 * index for index in range(30)]
-
-
-def corpus(folder: Path, seconds: Sequence[float], lazy: bool = False, missing: Sequence[int] = ()) -> CutSet:
-    """Clips of noise named 0.wav, 1.wav, ...; those in `missing` are only in the manifest."""
-    lines = []
-    for index, length in enumerate(seconds):
-        if index not in missing:
-            noise = np.random.default_rng(index).uniform(-0.5, 0.5, round(length * RATE))
-            soundfile.write(folder / f"{index}.wav", noise, RATE)
-        lines.append(json.dumps({"audio_filepath": f"{index}.wav", "duration": length}) + "\n")
-    (folder / "m.jsonl").write_text("".join(lines))
-    cuts = read_cuts(folder / "m.jsonl", None)
-    if not lazy:
-        return cuts
-    (folder / "shar").mkdir()
-    cuts.to_shar(folder / "shar", fields={"recording": "wav"}, shard_size=7)
-    return read_cuts(folder / "shar", None)
-
-
-def ids(batches: Sequence[Batch]) -> list[str]:
-    return [cut.id for batch in batches for cut in batch.cuts]
-
-
-def names(count: int) -> list[str]:
-    return sorted(f"{index}.wav" for index in range(count))
-
-
-def take(batches: TrainingBatches, count: int) -> list[Batch]:
-    try:
-        return list(islice(batches, count))
-    finally:
-        batches.close()
-
-
-def epoch_of(batches: TrainingBatches, epoch: int = 0) -> list[Batch]:
-    taken = []
-    for batch in batches:
-        now = batches.state_dict()["epoch"]
-        if now > epoch:
-            batches.close()
-            return taken
-        taken += [batch] if now == epoch else []
-    raise AssertionError("training batches never end")
 
 
 def readers() -> list[threading.Thread]:
@@ -79,19 +30,6 @@ def contents(batches: Sequence[Batch]) -> list[tuple[Any, ...]]:
         (batch.waveforms.numpy().tobytes(), tuple(batch.waveforms.shape), batch.lengths.tolist(), ids([batch]))
         for batch in batches
     ]
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize(
-    "seconds", [VARIED, [0.5] * 20, [0.3, 0.6, 0.9], [0.5]], ids=["varied", "same", "three", "one"]
-)
-def test_every_epoch_has_every_clip_once_in_another_order(tmp_path: Path, seconds: Sequence[float], lazy: bool) -> None:
-    cuts = corpus(tmp_path, seconds, lazy)
-    epochs = [ids(epoch_of(TrainingBatches(cuts, BatchSettings(2.0)), epoch)) for epoch in range(3)]
-    assert [sorted(epoch) for epoch in epochs] == [names(len(seconds))] * 3
-    if len(seconds) > 3:
-        assert epochs[0] != epochs[1] != epochs[2]
-        assert ids(epoch_of(TrainingBatches(cuts, BatchSettings(2.0, seed=1)))) != epochs[0]
 
 
 def test_padding_is_zero_and_behind_the_clip(tmp_path: Path) -> None:
@@ -124,49 +62,6 @@ def test_a_clip_beyond_the_limits_is_cropped_not_dropped(
     batches = epoch_of(TrainingBatches(corpus(tmp_path, [2.0, 0.5]), BatchSettings(limit, max_seconds=longest)))
     lengths = {cut.id: length for b in batches for cut, length in zip(b.cuts, b.lengths.tolist(), strict=True)}
     assert lengths == {"0.wav": expected * RATE, "1.wav": 0.5 * RATE}
-
-
-@pytest.mark.parametrize("crop_to_shortest", [False, True])
-@pytest.mark.parametrize("stated", [None, 0.2], ids=["true durations", "wrong durations"])
-def test_no_batch_exceeds_its_seconds_padding_included(
-    tmp_path: Path, crop_to_shortest: bool, stated: float | None
-) -> None:
-    cuts = corpus(tmp_path, VARIED)
-    if stated:
-        for cut in cuts:
-            cut.duration = cut.recording.duration = stated
-    settings = BatchSettings(4.0, crop_to_shortest=crop_to_shortest)
-    batches = [b for epoch in range(3) for b in epoch_of(TrainingBatches(cuts, settings), epoch)]
-    assert max(batch.waveforms.numel() for batch in batches) <= 4.0 * RATE
-
-
-@pytest.mark.parametrize("short", [1, 8])
-def test_long_clips_of_one_length_are_not_cut_to_shorter_ones(tmp_path: Path, short: int) -> None:
-    """As where commands of a second and spoken digits meet, many or few."""
-    cuts = corpus(tmp_path, [1.0] * 120 + [0.2, 0.25, 0.3, 0.35] * short)
-    batches = epoch_of(TrainingBatches(cuts, BatchSettings(seconds_per_batch=4.0, crop_to_shortest=True)))
-    assert sum(batch.seconds for batch in batches) > 0.94 * sum(cut.duration for cut in cuts)
-    few = TrainingBatches(cuts, BatchSettings(seconds_per_batch=900.0, crop_to_shortest=True))
-    assert len(epoch_of(few)) == 1  # too little audio to keep them apart
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-def test_lengths_are_mixed_all_through_an_epoch(tmp_path: Path, lazy: bool) -> None:
-    """A stage that ends within an epoch, and clusters from its start, would otherwise be of some lengths alone."""
-    cuts = corpus(tmp_path, [1.0] * 200 + [0.25] * 400, lazy)
-    shares = []
-    for epoch in range(4):
-        batches = epoch_of(TrainingBatches(cuts, BatchSettings(2.0)), epoch)
-        half = len(batches) // 2
-        shares += [sum(len(batch.cuts) == 8 for batch in part) / half for part in (batches[:half], batches[half:])]
-    assert min(shares) > 0.2
-    assert max(shares) < 0.5  # a third of the batches are of short clips
-
-
-def test_clips_of_a_batch_have_similar_lengths(tmp_path: Path) -> None:
-    batches = epoch_of(TrainingBatches(corpus(tmp_path, VARIED * 4), BatchSettings(6.0)))
-    padded = sum(batch.waveforms.numel() for batch in batches) / RATE
-    assert padded / sum(batch.seconds for batch in batches) < 1.2
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -213,20 +108,6 @@ def test_resuming_with_other_settings_is_an_error(
     state = TrainingBatches(corpus(tmp_path, VARIED[:5]), BatchSettings(3.0)).state_dict()
     with pytest.raises(UserError, match=message):
         TrainingBatches(corpus(tmp_path, VARIED[:clips]), settings).load_state_dict(state)
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_out_the_clips_of_an_epoch(tmp_path: Path, world_size: int, lazy: bool) -> None:
-    cuts = corpus(tmp_path, VARIED, lazy)
-    shares = [
-        epoch_of(TrainingBatches(cuts, BatchSettings(2.0, rank=rank, world_size=world_size)), epoch=1)
-        for rank in range(world_size)
-    ]
-    dealt = [id_ for share in shares for id_ in ids(share)]
-    assert sorted(set(dealt)) == names(len(VARIED))
-    assert len(dealt) - len(VARIED) < world_size  # again only to give each process one of the last clips
-    assert len({len(share) for share in shares}) == 1
 
 
 def test_crops_differ_between_seeds_processes_and_epochs(tmp_path: Path) -> None:
@@ -330,17 +211,6 @@ def test_forgotten_batches_do_not_keep_their_thread(tmp_path: Path) -> None:
     del batches
     thread.join(timeout=30)
     assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("settings", [{"seconds_per_batch": 0.0}, {"seconds_per_batch": 9.0, "max_seconds": 0.05}])
-def test_limits_below_the_shortest_usable_clip_are_an_error(settings: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="must not be below the shortest usable clip"):
-        BatchSettings(**settings)
-
-
-def test_training_on_no_clips_is_an_error() -> None:
-    with pytest.raises(UserError, match="there are no clips"):
-        next(TrainingBatches(CutSet([]), BatchSettings(9.0)))
 
 
 @pytest.mark.parametrize("lazy", [False, True])
