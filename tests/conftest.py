@@ -1,4 +1,6 @@
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,13 @@ import soundfile
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tests/tiny.py
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """The command line sets the level of our log, for good."""
+    yield
+    logging.getLogger("diminuendo").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("synthetic") / "corpus", num_clips=120)
 
 
+def test_a_demo_that_could_not_end_is_refused_at_once(corpus: Path, tmp_path: Path) -> None:
+    settings = {"pretraining": PretrainConfig(steps=9), "loop": QUIET}
+    with pytest.raises(UserError, match="give at least 2"):
+        demo.demo(tmp_path / "demo", corpus, compression=api.compress_config(steps=1), **settings)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        demo.demo(tmp_path / "file", compression=api.compress_config(), **settings)
+
+
 def test_the_demo_tells_its_whole_story_and_goes_on_where_it_was(corpus: Path, tmp_path: Path) -> None:
     short = {"steps": 6, "seconds_per_batch": 6.0, "round_to": 1, "keep": "params=0.7"}
     settings = {

@@ -1,6 +1,7 @@
 """The public functions: what the command line does, from Python."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -30,6 +31,14 @@ def source_of(model: str | Path | Model) -> Source:
     """A model with its feature extractor, from a directory, a hub id, or a model that was loaded from one."""
     if isinstance(model, str | Path):
         return Source(load(model), load_feature_extractor(model), str(model))
+    family = family_of(model)
+    known = (family.encoder_class, family.ctc_class, family.ragged_encoder_class, family.ragged_ctc_class)
+    if not isinstance(model, known):
+        raise UserError(f"the model is a {type(model).__name__}; expected its encoder, or a recogniser with a CTC head")
+    if other := {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}:
+        raise UserError(
+            f"the model has weights in {', '.join(sorted(other))}; expected float32, as model.float() gives"
+        )
     name = getattr(model.config, "_name_or_path", "") or None
     if name is None:
         raise UserError("the model knows no directory or hub id that it came from; save it and give that directory")
@@ -137,7 +146,9 @@ def pretrain(
 
 
 def compress(model: str | Path | Model, data: str | Path, out: str | Path, **options: Any) -> Model:
-    """`compress_to_result` with the same options, returning the smaller model."""
+    """`compress_to_result` with the same options but `dry_run`, returning the smaller model."""
+    if options.pop("dry_run", False):
+        raise UserError("dry_run makes no model to return: call compress_to_result, which returns what it finds")
     compress_to_result(model, data, out, **options)
     return load(out)
 
@@ -155,6 +166,8 @@ def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 
     """Parameters, MACs, bytes, latency, real-time factor and peak memory; see profiling.latency."""
     loaded = source_of(model).model
     samples = torch.tensor([round(seconds * SAMPLING_RATE)])
-    if seconds > 0 and int(family_of(loaded).frame_lengths(loaded, samples)) < 1:
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--seconds {seconds:g}: expected the length of a clip in seconds; 10 is usual")
+    if int(family_of(loaded).frame_lengths(loaded, samples)) < 1:
         raise UserError(f"--seconds {seconds:g} is too short for a frame of the model; 10 is usual")
     return profile_model(loaded, seconds, threads, runs)

@@ -13,6 +13,7 @@ from lhotse import CutSet
 from diminuendo.api import compress_config, source_of
 from diminuendo.data.manifest import ALL, read_cuts
 from diminuendo.data.synthetic import make_corpus
+from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import (
     Features,
     ProbeResult,
@@ -71,6 +72,10 @@ def demo(
     data: audio to pretrain on and to compress with; without it, a synthetic corpus is made. probe_data: labelled clips
     for the probe (default: `data`). Every part is a run of its own, so a demo that was stopped goes on where it was.
     """
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; expected a directory")
+    if not compression.second_stage_steps:
+        raise UserError("--steps: the demo compares models after distillation, which has half as many; give at least 2")
     if data is None:
         log.info("1. a spoken corpus, made by eSpeak NG")
         data = make_corpus(out / "corpus")

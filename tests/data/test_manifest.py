@@ -106,6 +106,17 @@ def test_a_lhotse_manifest_is_told_by_its_content(tmp_path: Path, name: str) -> 
     assert ids(read_cuts(tmp_path / name, None)) == ["b.wav"]
 
 
+def test_cuts_of_one_id_get_ids_of_their_own(tmp_path: Path) -> None:
+    (cut,) = read_cuts(write_manifest(tmp_path / "m.jsonl", row()), None)
+    cuts = read_cuts(write_manifest(tmp_path / "cuts.jsonl", *[cut.to_dict()] * 3), None)
+    assert [c.id for c in cuts] == [cut.id, f"{cut.id}#2", f"{cut.id}#3"]
+
+
+def test_a_split_may_be_a_number(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path / "m.jsonl", row(split=1), row(split=2))
+    assert len(read_cuts(path, "1")) == 1
+
+
 def test_a_split_is_found_in_the_cut_before_its_supervision(tmp_path: Path) -> None:
     (cut,) = read_cuts(write_manifest(tmp_path / "m.jsonl", row(split="train")), None)
     inner = split_of(cut)
@@ -307,6 +318,8 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: object, message: str) -> N
     ("line", "message"),
     [
         ({"type": "MonoCut"}, "line 2: not a lhotse cut"),
+        ({"type": "MonoCut", "duration": -1.0}, "line 2: duration must be a number of seconds above 0, got -1.0"),
+        ({"type": ["MonoCut"]}, "line 2: not a lhotse cut like the first line"),
         (row(), "line 2: not a lhotse cut like the first line, its type is None"),
     ],
 )

@@ -124,6 +124,25 @@ def test_a_constant_feature_does_not_spoil_the_rest(tones):
     assert run_probe("keyword", features, tones, head_config=QUICK).accuracy == 1
 
 
+def test_speakers_of_the_test_split_that_train_has_too_are_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        keyword_clips(as_cuts(tmp_path, [{"speaker": "s", "keyword": "a", "split": s} for s in ("train", "test")]), 0)
+    assert "1 speakers of the test split are in train or dev, too" in caplog.text
+
+
+def test_clips_that_share_an_id_are_refused(tones):
+    twice = CutSet([*tones, *tones])
+    with pytest.raises(UserError, match=r"ids are of several clips, like '0\.wav'"):
+        run_probe("keyword", log_mel_features(), twice)
+
+
+def test_a_single_test_clip_is_refused(tones):
+    first = next(cut for cut in tones if SPLIT_OF[cut.supervisions[0].speaker] == "test")
+    cuts = tones.filter(lambda cut: SPLIT_OF[cut.supervisions[0].speaker] != "test" or cut.id == first.id)
+    with pytest.raises(UserError, match="1 usable clip in the test split"):
+        run_probe("keyword", log_mel_features(), cuts, head_config=QUICK)
+
+
 def test_an_unknown_probe_is_refused(tmp_path):
     with pytest.raises(UserError, match="must be one of keyword, speaker, got 'emotion'"):
         run_probe("emotion", log_mel_features(), as_cuts(tmp_path, keyword_rows()))

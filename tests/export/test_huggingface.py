@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import AutoProcessor, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 import diminuendo
 from conformance.test_removal import gated_and_removed
@@ -159,6 +159,34 @@ def test_a_recognisers_tokenizer_travels_and_decodes_the_same(tmp_path: Path) ->
     travelled = Wav2Vec2Processor.from_pretrained(tmp_path / "small")
     tokens = output(model).argmax(-1)
     assert travelled.batch_decode(tokens) == original.batch_decode(tokens)
+
+
+def test_a_tokenizer_that_is_known_by_its_model_type_travels_with_its_name(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    tiny_model("wav2vec2", ctc=True).save_pretrained(source)
+    Wav2Vec2FeatureExtractor().save_pretrained(source)
+    (source / "vocab.json").write_text(json.dumps({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5}))
+    (source / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    save(
+        compressed("wav2vec2", "base", ctc=True),
+        Wav2Vec2FeatureExtractor(),
+        tmp_path / "small",
+        tokenizer_of=str(source),
+    )
+    values = json.loads((tmp_path / "small" / "tokenizer_config.json").read_text())
+    assert values["tokenizer_class"] == "Wav2Vec2CTCTokenizer"
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path / "small", trust_remote_code=True), Wav2Vec2Processor)
+
+
+def test_attention_of_a_loaded_model_can_be_chosen_in_a_process_that_knows_no_stock_model(tmp_path: Path) -> None:
+    save(compressed("hubert", "base"), Wav2Vec2FeatureExtractor(), tmp_path)
+    code = """
+import sys, diminuendo
+model = diminuendo.load(sys.argv[1])
+model.set_attn_implementation("eager")
+print(model.config._attn_implementation)
+"""
+    assert run(code, tmp_path).stdout == "eager\n"
 
 
 def test_an_encoder_takes_no_tokenizer_along(tmp_path: Path) -> None:

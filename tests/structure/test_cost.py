@@ -1,5 +1,6 @@
 """What the cost model derives from the axes equals what is counted on real models."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -68,6 +69,19 @@ def test_expected_cost_equals_true_cost_with_gates_open(family: str, style: str)
     check_open(tiny_model(family, style, ctc=True))
 
 
+@pytest.mark.parametrize("kind", ["channels", "groups", "sublayer", "heads", "neurons"])
+def test_axes_that_are_not_free_cost_all_of_their_members(kind: str) -> None:
+    plain = family_of(tiny_model()).plain(tiny_model())
+    free = [axis for axis in family_of(plain).axes(plain) if axis.kind != kind]
+    names = {axis.name for axis in free}
+    free = [axis if axis.parent in names else replace(axis, parent=None) for axis in free]
+    whole, partly = build_cost_model(plain), build_cost_model(plain, free)
+    sizes = torch.tensor([float(axis.size if axis.kind == kind else axis.minimum) for axis in whole.axes])
+    of_free = torch.tensor([float(axis.minimum) for axis in free])
+    for what in ("params", "macs"):
+        assert float(partly.at_sizes(what, of_free)) == pytest.approx(float(whole.at_sizes(what, sizes)), rel=1e-12)
+
+
 def test_a_model_that_is_being_trained_costs_as_much() -> None:
     check_open(tiny_model(layerdrop=0.999).train())  # it would skip its layers
 
@@ -124,7 +138,7 @@ POSITIONS = {"square": 3.0, "doubled": 2.0, "inside": 10.0}
 
 
 def made_up() -> CostModel:
-    return cost_model(AXES, SHAPES, POSITIONS, [Product("inner", 100.0)])
+    return cost_model(AXES, SHAPES, POSITIONS, [Product("inner", 3, 100.0, "outer")])
 
 
 def by_hand(members: torch.Tensor) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.students.deep_thin import deep_thin, thin_config
 from tiny import VARIANTS, audio, tiny_model
@@ -32,6 +33,11 @@ def test_the_seed_decides_its_weights() -> None:
     weights = [deep_thin(teacher, 20_000, seed=seed).encoder.layers[0].attention.q_proj.weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_teacher_that_was_compressed_is_refused() -> None:
+    with pytest.raises(UserError, match="give the original"):
+        deep_thin(gated_and_removed(tiny_model(), "heads", "some")[1], 20_000)
 
 
 def test_too_small_a_budget_is_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import HubertForSequenceClassification, Wav2Vec2FeatureExtractor
 
 import diminuendo
 from diminuendo import api
@@ -125,6 +125,19 @@ def test_a_dry_run_writes_nothing(teacher_folder: Path, audio_folder: Path, tmp_
     assert result["estimated_seconds"] > 0
 
 
+def test_a_dry_run_has_no_model_to_return(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="compress_to_result"):
+        diminuendo.compress(teacher_folder, audio_folder, tmp_path / "small", dry_run=True)
+
+
+def test_a_model_in_memory_must_be_one_that_can_be_built_again(teacher_folder: Path) -> None:
+    whole = HubertForSequenceClassification(diminuendo.load(teacher_folder).config)
+    with pytest.raises(UserError, match="is a HubertForSequenceClassification; expected its encoder"):
+        api.source_of(whole)
+    with pytest.raises(UserError, match=r"weights in torch\.bfloat16; expected float32"):
+        api.source_of(whole.hubert.bfloat16())
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -134,6 +147,9 @@ def test_a_dry_run_writes_nothing(teacher_folder: Path, audio_folder: Path, tmp_
         ({"precision": "fp8"}, "expected fp32 or bf16"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"seed": 2**70}, r"below 2\^32"),
+        ({"seconds_per_batch": float("nan")}, "must be finite"),
+        ({"seconds_per_batch": float("inf")}, "must be finite"),
         ({"ramp": 1.5}, "ramp is a fraction"),
         ({"drop_rate": 0.0}, "drop_rate must lie in"),
         ({"neuron_drop_rate": 1.0}, "neuron_drop_rate must lie in"),

@@ -283,7 +283,7 @@ def test_a_target_layer_that_the_model_lacks_is_the_users_error(cuts, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"steps": 0}, r"--steps must be at least 1 and below 2\^32, got 0"),
         ({"front_end": 0.7, "iteration_1": 0.4}, "together at most 1; got 0.7 and 0.4"),
         ({"iteration_1": 0.0}, "the second above 0 unless the first is 1"),
         ({"iterations": 1}, "at least 2, got 1"),

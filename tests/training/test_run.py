@@ -141,11 +141,31 @@ def test_a_model_that_no_run_wrote_is_never_overwritten(
     assert weights(teacher_folder) == weights(tmp_path / "mine") == before
 
 
+def test_files_of_others_are_not_overwritten_nor_a_teacher(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds README\.md, which no run of ours wrote"):
+        compress(teacher_folder, audio_folder, tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    save(tiny_model(), Wav2Vec2FeatureExtractor(), tmp_path / "student")
+    with pytest.raises(UserError, match="--teacher's own directory"):
+        compress(tmp_path / "student", audio_folder, teacher_folder, teacher=teacher_folder, overwrite=True)
+
+
+def test_a_damaged_run_file_is_said_in_one_line(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    compress(teacher_folder, audio_folder, tmp_path)
+    for name in ("result.json", "run.json"):
+        (tmp_path / name).write_text('{"com')
+        with pytest.raises(UserError, match=rf"{name} is damaged .* start again with --overwrite"):
+            compress(teacher_folder, audio_folder, tmp_path, resume=True)
+
+
 def test_an_output_directory_that_cannot_be_made_is_said(
     teacher_folder: Path, audio_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be written"):
         compress(teacher_folder, audio_folder, tmp_path / "file" / "small")
 
 

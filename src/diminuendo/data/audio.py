@@ -4,6 +4,7 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from threading import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 Reason = Literal["missing", "broken", "empty", "silent", "too short", "non-finite"]
 NAMED_AT_MOST = 20
+UNKNOWN_FRAMES = 2**62  # and more is what libsndfile says of a length that a FLAC header leaves open
 
 
 class BadAudio(Exception):  # noqa: N818 - an outcome that is counted, not a failure of the run
@@ -107,6 +109,8 @@ def _read_source(
         if (len(source.source) if in_memory else os.path.getsize(source.source)) == 0:
             raise BadAudio("empty", "a file of 0 bytes")
         with soundfile.SoundFile(io.BytesIO(source.source) if in_memory else source.source) as file:
+            if file.frames >= UNKNOWN_FRAMES:
+                raise BadAudio("broken", "its header does not say how long it is; encode it again, not into a pipe")
             rate, first, frames = file.samplerate, *_frames_of(cut, file)
             if max_seconds is not None:
                 longest = int(max_seconds * rate)
@@ -114,7 +118,7 @@ def _read_source(
                 frames = min(frames, longest)
             file.seek(first)
             samples = file.read(frames, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:  # a raw file, a name that is not UTF-8
         raise BadAudio("broken", str(error)) from error
     if len(source.channels) > 1:
         wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
@@ -130,10 +134,20 @@ def _frames_of(cut: Cut, file: Any) -> tuple[int, int]:
     recording, rate = cut.recording, file.samplerate
     if cut.start == 0 and cut.duration >= recording.duration - 1e-3:
         if abs(file.frames / rate - recording.duration) > 0.1:
-            log.debug("%s: %.2f s of audio, %.2f s in the manifest", cut.id, file.frames / rate, cut.duration)
+            _tell_of_lengths(cut.id, file.frames / rate, cut.duration)
         return 0, file.frames
     first = min(round(cut.start * rate), file.frames)
     return first, min(round(cut.duration * rate), file.frames - first)
+
+
+_told_of_lengths = Event()
+
+
+def _tell_of_lengths(clip: str, found: float, stated: float) -> None:
+    """Once in a warning: batches are made by what manifests state, and wrong lengths make bad ones."""
+    level = logging.DEBUG if _told_of_lengths.is_set() else logging.WARNING
+    _told_of_lengths.set()
+    log.log(level, "%s: %.2f s of audio, %.2f s in the manifest (said of the first such clip)", clip, found, stated)
 
 
 def _read_by_lhotse(cut: Cut) -> tuple[Float[np.ndarray, "frames channels"], int]:

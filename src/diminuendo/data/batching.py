@@ -112,6 +112,15 @@ class TrainingBatches:
         return binding
 
 
+def look_at_one(cuts: CutSet, settings: BatchSettings) -> Batch:
+    """The first training batch. Clips without use are not named: they will be met again. UserError if all are."""
+    batches = TrainingBatches(cuts, settings, Skipped(named=False))
+    try:
+        return next(batches)
+    finally:
+        batches.close()
+
+
 def evaluation_batches(
     cuts: CutSet,
     seconds_per_batch: float,
@@ -216,11 +225,12 @@ def _training_item(clips: tuple[Cut, ...], settings: BatchSettings, epoch: int, 
     if not kept:
         return _Item(None, bad, epoch, index + 1)
     # Batches keep to the limit unless durations in the manifest are wrong.
+    waveforms = waveforms[: max(1, int(settings.seconds_per_batch / settings.min_seconds))]
     longest = int(settings.seconds_per_batch * rate) // len(waveforms)
     if settings.crop_to_shortest:
         longest = min(longest, *map(len, waveforms))
     waveforms = [crop(samples, longest, generator) for samples in waveforms]
-    return _Item(_padded(waveforms, kept, rate), bad, epoch, index + 1)
+    return _Item(_padded(waveforms, kept[: len(waveforms)], rate), bad, epoch, index + 1)
 
 
 def _load(

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from diminuendo.data.audio import UNKNOWN_FRAMES
 from diminuendo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def read_cuts(data: str | Path, split: str | None, default_split: str = "train")
     if path.is_dir() and (shards := _shards(path)):
         wanted = _chosen_split(path, map(_split_of_line, _lines_of(shards["cuts"])), split, default_split)
         return CutSet(SharCuts(shards, wanted))
-    cuts = _read_directory(path) if path.is_dir() else _read_manifest(path)
+    cuts = _distinct(_read_directory(path) if path.is_dir() else _read_manifest(path))
     wanted = _chosen_split(path, map(split_of, cuts), split, default_split)
     return CutSet([cut for cut in cuts if wanted is None or split_of(cut) == wanted])
 
@@ -59,7 +61,7 @@ def read_cuts(data: str | Path, split: str | None, default_split: str = "train")
 def split_of(cut: Cut) -> str | None:
     """The split a cut belongs to, from the custom fields of the cut or of its first supervision; None without one."""
     customs = [getattr(cut, "custom", None), *(s.custom for s in cut.supervisions[:1])]
-    return next((custom["split"] for custom in customs if custom and custom.get("split")), None)
+    return next((str(custom["split"]) for custom in customs if custom and custom.get("split")), None)
 
 
 def total_seconds(cuts: CutSet) -> float | None:
@@ -87,6 +89,16 @@ class SharCuts:
 def _split_of_line(line: str) -> str | None:
     """`split_of` for a line of a cut manifest; lines without the word are not parsed."""
     return split_of(deserialize_item(json.loads(line))) if '"split"' in line else None
+
+
+def _distinct(cuts: list[Cut]) -> list[Cut]:
+    """The same cuts; of several with one id, as of files of one name in many folders, the later ids get a number."""
+    seen: Counter[str] = Counter()
+    for cut in cuts:
+        seen[cut.id] += 1
+        if seen[cut.id] > 1:
+            cut.id = f"{cut.id}#{seen[cut.id]}"
+    return cuts
 
 
 def _chosen_split(path: Path, splits: Iterable[str | None], split: str | None, default_split: str) -> str | None:
@@ -129,7 +141,7 @@ def _read_directory(folder: Path) -> list[Cut]:
     if (folder / "wav.scp").is_file():
         return _read_kaldi(folder)
     files = sorted(file for file in folder.rglob("*") if not file.name.startswith("."))
-    audio = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES]
+    audio = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
     transcripts = [file for file in files if file.name.endswith(".trans.txt")]
     if transcripts:
         return _read_librispeech(folder, audio, transcripts)
@@ -138,40 +150,39 @@ def _read_directory(folder: Path) -> list[Cut]:
 
 def _read_manifest(path: Path) -> list[Cut]:
     rows = [(number, _parsed(path, number, line)) for number, line in _numbered(path)]
-    ids: Counter[str] = Counter()
-    if rows and rows[0][1].get("type") in _CUT_TYPES:
+    if rows and str(rows[0][1].get("type")) in _CUT_TYPES:
         return [_lhotse_cut(path, number, row) for number, row in rows]
-    return [_nemo_cut(path, number, row, ids) for number, row in rows]
+    return [_nemo_cut(path, number, row) for number, row in rows]
 
 
 def _lhotse_cut(path: Path, number: int, row: dict[str, Any]) -> Cut:
-    if row.get("type") not in _CUT_TYPES:
+    if str(row.get("type")) not in _CUT_TYPES:
         raise UserError(f"{path} line {number}: not a lhotse cut like the first line, its type is {row.get('type')!r}")
+    if "duration" in row:  # that of a mixed cut is its tracks'
+        _seconds(f"{path} line {number}", "duration", row["duration"])
     try:
         return deserialize_item(row)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} line {number}: not a lhotse cut ({error!r})") from error
 
 
-def _nemo_cut(manifest: Path, number: int, row: dict[str, Any], ids: Counter[str]) -> Cut:
+def _nemo_cut(manifest: Path, number: int, row: dict[str, Any]) -> Cut:
     where = f"{manifest} line {number}"
     name, text, speaker = row.get("audio_filepath"), row.get("text"), row.get("speaker")
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: no audio_filepath; expected the path of an audio file under that key")
     if not isinstance(text, str | None):
         raise UserError(f"{where}: text must be a string, got {text!r}")
-    ids[name] += 1
     known: dict[str, Any] = {
         "text": text,
         "speaker": None if speaker is None else str(speaker),
         "custom": {key: value for key, value in row.items() if key not in _NEMO_FIELDS},
     }
-    id_ = name if ids[name] == 1 else f"{name}#{ids[name]}"
     file = os.path.join(manifest.parent, name)
     seconds = None if row.get("duration") is None else _seconds(where, "duration", row["duration"])
     if row.get("offset") is None:
-        return _whole_file(id_, file, seconds, **known)
-    return _segment(id_, file, _header(file), _seconds(where, "offset", row["offset"], least=0.0), seconds, **known)
+        return _whole_file(name, file, seconds, **known)
+    return _segment(name, file, _header(file), _seconds(where, "offset", row["offset"], least=0.0), seconds, **known)
 
 
 def _seconds(where: str, key: str, value: object, least: float = math.ulp(0.0)) -> float:
@@ -265,7 +276,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with _open(path) as file:
             yield from ((number, line.strip()) for number, line in enumerate(file, start=1) if line.strip())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -287,9 +298,9 @@ def _header(file: str | Path) -> tuple[float, int] | None:
     """Seconds and sampling rate; None if the header cannot be read: the reader of the audio will name the file."""
     try:
         info = soundfile.info(str(file))
-    except (soundfile.SoundFileError, OSError):
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
         return None
-    return (info.duration, info.samplerate) if info.frames > 0 else None
+    return (info.duration, info.samplerate) if 0 < info.frames < UNKNOWN_FRAMES else None
 
 
 def _whole_file(

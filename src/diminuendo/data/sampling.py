@@ -1,5 +1,6 @@
 """Which clips make a training batch: shuffled, together with others of about their length, and dealt to processes."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -32,10 +33,10 @@ class BatchSettings:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.longest < self.min_seconds:
+        if not self.longest >= self.min_seconds or not math.isfinite(self.seconds_per_batch + self.max_seconds):
             raise UserError(
                 f"seconds per batch ({self.seconds_per_batch:g}) and the longest clip ({self.max_seconds:g} s) "
-                f"must not be below the shortest usable clip ({self.min_seconds:g} s)"
+                f"must be finite and must not be below the shortest usable clip ({self.min_seconds:g} s)"
             )
 
     @property

@@ -1,12 +1,14 @@
 """A directory that `diminuendo.load` and transformers both open."""
 
 import inspect
+import json
 import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoProcessor, AutoTokenizer
 from transformers.utils import cached_file
 
 from diminuendo.families import Model, family_of
@@ -69,11 +71,21 @@ def save(
 
 
 def _copy_tokenizer(source: str, directory: Path) -> None:
-    for name in TOKENIZER_FILES:
-        try:
+    """The tokenizer's files; its class and the processor's by name, as transformers knows them by the model type."""
+    try:
+        for name in TOKENIZER_FILES:
             found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        except Exception as error:  # gone or out of reach by now: no reason to lose what training made
-            log.warning("the tokenizer of %s is not taken along: %s", source, error)
+            if found is not None:
+                shutil.copyfile(found, directory / name)
+        if not (directory / "vocab.json").is_file():
+            log.warning("%s has no vocab.json: the recogniser comes without a tokenizer", source)
             return
-        if found is not None:
-            shutil.copyfile(found, directory / name)
+        config = directory / "tokenizer_config.json"
+        values = json.loads(config.read_text()) if config.is_file() else {}
+        if not values.get("tokenizer_class"):
+            values["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
+        if not values.get("processor_class"):
+            values["processor_class"] = type(AutoProcessor.from_pretrained(source, trust_remote_code=False)).__name__
+        config.write_text(json.dumps(values, indent=2) + "\n")
+    except Exception as error:  # gone or out of reach by now: no reason to lose what training made
+        log.warning("the tokenizer of %s is not taken along, or not whole: %s", source, error)

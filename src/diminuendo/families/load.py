@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoFeatureExtractor, PreTrainedConfig, Wav2Vec2FeatureExtractor
+from transformers.utils import cached_file
 
 from diminuendo.errors import UserError
 from diminuendo.families.build import FORMAT
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Only training with masks reads it, and some published checkpoints lack it.
 _MAY_BE_MISSING = ("masked_spec_embed",)
+_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def _config_dict(source: str) -> dict[str, Any]:
@@ -100,6 +102,8 @@ def load(source: str | os.PathLike[str]) -> Model:
             f"({_reason(error)}); expected a config.json with the complete model.safetensors that belongs to it"
         ) from error
     missing = [name for name in info["missing_keys"] if not name.endswith(_MAY_BE_MISSING)]
+    for name in info["missing_keys"] - set(missing):
+        model.get_parameter(name).data.zero_()  # not at random: a model is the same model whenever it is loaded
     if missing or info["mismatched_keys"]:
         names = sorted([*missing, *(name for name, *_ in info["mismatched_keys"])])
         raise UserError(
@@ -125,14 +129,19 @@ def _check_format(source: str, values: Mapping[str, Any]) -> None:
 def load_feature_extractor(source: str | os.PathLike[str]) -> Any:
     """The model's own feature extractor; where none is saved, wav2vec 2.0's defaults, which is said.
 
-    Raises UserError for a model of another sampling rate than 16 kHz.
+    Raises UserError for one that cannot be read, and for a model of another sampling rate than 16 kHz.
     """
     source = os.fspath(source)
     try:
+        if not any(cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in _EXTRACTOR_FILES):
+            log.warning("%s has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance", source)
+            return Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=SAMPLING_RATE, do_normalize=True)
         extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError):
-        log.warning("%s has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance", source)
-        return Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=SAMPLING_RATE, do_normalize=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"MODEL {source}: its feature extractor cannot be read ({_reason(error)}); expected the "
+            "preprocessor_config.json that belongs to it"
+        ) from error
     if extractor.sampling_rate != SAMPLING_RATE:
         raise UserError(
             f"MODEL {source} hears audio of {extractor.sampling_rate} Hz; supported are models of {SAMPLING_RATE} Hz"

@@ -142,11 +142,13 @@ def axes(model: Model) -> tuple[Axis, ...]:
 def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:
     """Queries times keys, and weights times values: frames x frames x head width each, for every head."""
     base, _ = _encoder(model)
-    return tuple(
-        Product(f"encoder.layers.{i}.attention.heads", 2.0 * frames * frames * layer.attention.head_dim / seconds)
-        for i, layer in enumerate(base.encoder.layers)
-        if hasattr(layer.attention, "q_proj")
-    )
+    found = []
+    for i, layer in enumerate(base.encoder.layers):
+        name, attention = f"encoder.layers.{i}.attention", layer.attention
+        if hasattr(attention, "q_proj"):
+            macs = 2.0 * frames * frames * attention.head_dim / seconds
+            found.append(Product(f"{name}.heads", attention.q_proj.out_features // attention.head_dim, macs, name))
+    return tuple(found)
 
 
 def plain(model: Model) -> Model:

@@ -1,14 +1,16 @@
 """HuBERT, wav2vec 2.0 and UniSpeech-SAT with a size of its own for every layer.
 
 This file travels with every saved model, so that `AutoModel.from_pretrained(directory, trust_remote_code=True)` needs
-only torch and transformers. The configuration is the original one plus a key `diminuendo` whose `shape` gives the kept
-members per axis: a number, or the list of kept members where their positions matter.
+only torch and transformers 5. The configuration is the original one plus a key `diminuendo` whose `shape` gives the
+kept members per axis: a number, or the list of kept members where their positions matter. With `output_attentions`
+there are maps of those layers alone that have attention.
 """
 
 import json
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import (
@@ -22,6 +24,9 @@ from transformers import (
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
 )
+
+if int(transformers.__version__.split(".")[0]) < 5:
+    raise ImportError(f"this model's code needs transformers 5 or newer, here is {transformers.__version__}")
 
 
 class Constant(nn.Module):
@@ -181,10 +186,15 @@ class _RaggedConfig:
 class _Ragged:
     """Mixin: builds the stock model, then shrinks it, then prepares it again as a model of the new sizes."""
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         shrink(getattr(self, self.base_model_prefix, self), config.diminuendo["shape"])  # type: ignore[attr-defined]
         self.post_init()  # type: ignore[attr-defined]
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers reads this file for an attention that asks for its implementation; that of the stock class does.
+        return True
 
 
 class RaggedHubertConfig(_RaggedConfig, HubertConfig):

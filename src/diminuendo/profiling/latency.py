@@ -119,8 +119,10 @@ def _threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def peak_memory_mb() -> float:
-    """The highest resident memory of this process so far, in 10^6 bytes."""
+def peak_memory_mb(device: torch.device | None = None) -> float:
+    """The highest resident memory of this process so far, in 10^6 bytes; for a GPU what was allocated there."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     # Linux counts in kibibytes, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

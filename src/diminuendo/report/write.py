@@ -54,7 +54,7 @@ def write_report(
     beside = out.with_name(out.name + ".tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # a run's directory may be called anything
         os.replace(beside, out)
     except OSError as error:
         raise UserError(
@@ -65,7 +65,7 @@ def write_report(
 
 
 def _comparison(runs: Sequence[LoggedRun]) -> Table:
-    columns = ("Run", "Recipe", "Parameters", "kept", "MACs/s", "kept", "Removal error", "Last loss", "Time")
+    columns = ("Run", "Recipe", "Parameters", "kept", "MACs/s", "kept", "Removal error", "Distillation loss", "Time")
     rows = []
     for run in runs:
         result = run.result or {}
@@ -76,7 +76,7 @@ def _comparison(runs: Sequence[LoggedRun]) -> Table:
                 " ".join(str(run.identity[key]) for key in ("command", "recipe") if run.identity.get(key)),
                 *sizes,
                 _fact("removal_error", result["removal_error"]) if "removal_error" in result else "-",
-                run.lines[-1].get("loss", "-"),
+                run.lines[-1]["loss"] if run.lines[-1].get("stage") == "distil" else "-",
                 "not finished"
                 if run.result is None
                 else _fact("seconds", result["seconds"])

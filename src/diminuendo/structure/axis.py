@@ -68,10 +68,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Product:
-    """Activations multiplied with activations (attention's two products), for every member of `axis`."""
+    """Activations multiplied with activations (attention's two products), for every of the `members` of `axis`.
+
+    parent: the axis that `axis` goes with.
+    """
 
     axis: str
+    members: int
     macs_per_second: float
+    parent: str | None = None
 
 
 Selection = Mapping[str, Bool[Tensor, " members"]]

@@ -101,13 +101,10 @@ def cost_model(
                 seen[axis.name] = len(factors)
                 factors.append((index, float(width), float(rest)))
         terms.append((constant, constant * positions_per_second.get(name, 0.0), factors))
-    parents = {axis.name: axis.parent for axis in axes}
-    for product in products:
-        factors = [(number[product.axis], 1.0, 0.0)]
-        parent = parents[product.axis]
-        if parent is not None:
-            factors.append((number[parent], 1.0, 0.0))
-        terms.append((0.0, product.macs_per_second, factors))
+    for product in products:  # of axes that are not free all members stay
+        factors = [(number[name], 1.0, 0.0) for name in (product.axis, product.parent) if name in number]
+        members = 1 if product.axis in number else product.members
+        terms.append((0.0, product.macs_per_second * members, factors))
 
     most = max((len(factors) for _, _, factors in terms), default=0)
     padded = [factors + [(0, 0.0, 1.0)] * (most - len(factors)) for _, _, factors in terms]

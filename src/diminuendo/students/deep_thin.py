@@ -21,6 +21,8 @@ def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
     Raises UserError if not even the narrowest student fits.
     """
     config = teacher.config
+    if config.model_type == family_of(teacher).ragged_model_type:
+        raise UserError("this teacher was compressed, and a thin student is the original in small: give the original")
     step = math.lcm(config.num_attention_heads, config.num_conv_pos_embedding_groups)
     fitting, room = None, 0.0
     for width in range(step, config.hidden_size + 1, step):

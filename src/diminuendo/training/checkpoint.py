@@ -19,7 +19,7 @@ def clear_on_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        if not is_full(error):
             raise
         raise UserError(
             f"no space left on the disk of {path.parent}: free some and continue with --resume; "
@@ -27,14 +27,14 @@ def clear_on_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error; torch and safetensors report it in words of their own."""
     if error is None:
         return False
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return True
     words = ("No space left on device", "StorageFull", "unexpected pos", "file write failed")
-    return any(word in str(error) for word in words) or _is_full(error.__context__)
+    return any(word in str(error) for word in words) or is_full(error.__context__)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -59,6 +59,6 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         raise UserError(f"--resume: {path} is damaged and cannot be read; start again with --overwrite") from error
     return state

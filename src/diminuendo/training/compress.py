@@ -67,8 +67,10 @@ def compress(
     Raises UserError for a wrong input (a budget below what cannot be removed, a teacher of another depth, a directory
     that holds something else), RuntimeError if the removed model were not the gated one.
     """
-    if source.name is not None and Path(source.name).resolve() == out.resolve():
-        raise UserError(f"--out {out} is MODEL's own directory; give another")
+    given = {"MODEL": source.name, "--teacher": None if teacher is None else teacher.config.name_or_path}
+    for what, name in given.items():
+        if name and Path(name).resolve() == out.resolve():
+            raise UserError(f"--out {out} is {what}'s own directory; give another")
     job = _checked(source, cuts, config, teacher, recipe)
     run = Run(out, job.identity)
 
@@ -161,7 +163,7 @@ def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
     kept = config.budget.amount(job.total) / job.total
     distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
     joint = config.ramp * (step + distil_step) / 2 + (1 - config.ramp) * distil_step
-    memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_memory_mb()
+    memory = peak_memory_mb(device)
     memory += 2 * 4 * count_parameters(job.stages.source.model) / 1e6  # Adam's two moments, which one step does not see
     return {
         "seconds_per_step": round(step, 4),

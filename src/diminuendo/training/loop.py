@@ -46,8 +46,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("accumulate", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+            if not least <= getattr(self, name) < 2**32:
+                raise UserError(f"--{name} must be at least {least} and below 2^32, got {getattr(self, name)}")
 
     def batch_settings(
         self, *, crop_to_shortest: bool = True, offset: int = 0, rank: int = 0, world_size: int = 1
@@ -200,7 +200,7 @@ class Loop:
         accumulate = self.training.accumulate
         log_every = self.config.log_every or max(1, stage.steps // 200)
         checkpoint_every = self.config.checkpoint_every or max(1, stage.steps // 20)
-        meter = Meter(self.accelerator.num_processes)
+        meter = Meter(self.accelerator.num_processes, accumulate)
         with ExitStack() as stack:
             asked = stack.enter_context(_deferred_interrupt())
             progress = stack.enter_context(self._progress(stage, start))

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
-from diminuendo.data.batching import TrainingBatches
+from diminuendo.data.batching import TrainingBatches, look_at_one
 from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
@@ -47,6 +47,7 @@ from diminuendo.training.loop import (
     Stage,
     TrainingConfig,
     carry_out,
+    make_accelerator,
 )
 from diminuendo.training.own_prediction import FILE as LABELS
 from diminuendo.training.own_prediction import encoder_of
@@ -149,6 +150,7 @@ def pretrain(
     if config.target_layer is not None and not 1 <= config.target_layer <= depth:
         raise UserError(f"target_layer {config.target_layer}: expected a number from 1 to {depth}, the model's depth")
     run = Run(out, _identity(name, model_config, cuts, config))
+    look_at_one(cuts, config.batch_settings())  # audio that cannot be used is found here, before anything is written
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         stages = _Stages(trainer, model_config, cuts, config)
@@ -178,10 +180,9 @@ def dry_run(name: str, cuts: CutSet, config: PretrainConfig, *, loop: LoopConfig
         quiet = replace(loop or LoopConfig(), quiet=True, log_every=1)
         result = pretrain(name, cuts, Path(directory), trial, loop=quiet)
         lines = map(json.loads, (Path(directory) / "log.jsonl").read_text().splitlines())
-        rates = {line["stage"]: line["audio_seconds_per_second"] for line in lines}
-    audio = config.seconds_per_batch * config.accumulate
-    seconds = {stage: round(steps[stage] * audio / rates[stage], 1) for stage in steps}
-    memory = round(peak_memory_mb())
+        of_a_step = {line["stage"]: line["seconds_per_step"] for line in lines}
+    seconds = {stage: round(steps[stage] * of_a_step.get(stage, 0.0), 1) for stage in steps}
+    memory = round(peak_memory_mb(make_accelerator(config.precision, quiet.device).device))
     log.info("about %s, %s MB (from two steps a stage)", duration_text(sum(seconds.values())), f"{memory:,}")
     return {
         "params": result["params"],

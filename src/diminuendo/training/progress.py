@@ -66,8 +66,8 @@ class StageProgress:
 class Meter:
     """Means of scalars since the last look, and how much audio went by."""
 
-    def __init__(self, num_processes: int) -> None:
-        self.num_processes = num_processes
+    def __init__(self, num_processes: int, accumulate: int = 1) -> None:
+        self.num_processes, self.accumulate = num_processes, accumulate
         self._reset()
 
     def _reset(self) -> None:
@@ -95,9 +95,10 @@ class Meter:
         """As `check`, and starts anew."""
         self.check()
         values = {name: float(total) / self.count for name, total in self.sums.items()}
-        rate = self.seconds / max(1e-9, time.monotonic() - self.started) * self.num_processes
+        elapsed = max(1e-9, time.monotonic() - self.started)
+        rate, step = self.seconds / elapsed * self.num_processes, elapsed * self.accumulate / self.count
         self._reset()
-        return {**values, "audio_seconds_per_second": round(rate, 3)}
+        return {**values, "audio_seconds_per_second": round(rate, 3), "seconds_per_step": round(step, 5)}
 
 
 def describe(values: Mapping[str, Any]) -> str:

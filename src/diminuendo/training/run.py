@@ -16,7 +16,7 @@ from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import TOKENIZER_FILES, travelling_file
 from diminuendo.families import FAMILIES, Model
-from diminuendo.training.checkpoint import clear_on_full_disk
+from diminuendo.training.checkpoint import clear_on_full_disk, is_full
 
 # All that a run writes; --overwrite removes these and nothing else. run.json goes last: it says that the rest is ours.
 _OURS = (
@@ -65,19 +65,21 @@ class Run:
     def open(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Makes the directory ready.
 
-        UserError if it is not empty (without `resume` or `overwrite`), or holds another run.
+        UserError if it is not empty (without `resume` or `overwrite`), holds another run or, to be overwritten, such
+        files as no run wrote, or cannot be written.
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other: give one of them")
         if self.directory.is_file():
             raise UserError(f"--out {self.directory} is a file; expected a directory")
         if overwrite:
-            if (self.directory / "config.json").is_file() and not (self.directory / "run.json").is_file():
+            found = [name for name in _OURS if (self.directory / name).exists()]
+            if found and "run.json" not in found:
                 raise UserError(
-                    f"--overwrite: {self.directory} holds a model that no run of ours wrote (no run.json); "
+                    f"--overwrite: {self.directory} holds {found[0]}, which no run of ours wrote (no run.json); "
                     "give another --out, or remove it yourself"
                 )
-            for name in _OURS:
+            for name in found:
                 path = self.directory / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         elif self.directory.is_dir() and any(path.suffix != ".tmp" for path in self.directory.iterdir()):
@@ -90,12 +92,14 @@ class Run:
         with clear_on_full_disk(self.directory / "run.json"):
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-            except (PermissionError, FileExistsError, NotADirectoryError) as error:
+                if not (self.directory / "run.json").is_file():
+                    write_json(self.directory / "run.json", self.identity)
+            except OSError as error:
+                if is_full(error):
+                    raise
                 raise UserError(
-                    f"--out {self.directory} cannot be made ({error.strerror}); give a directory that you may write"
+                    f"--out {self.directory} cannot be written ({error.strerror}); give a directory that you may write"
                 ) from error
-        if not (self.directory / "run.json").is_file():
-            write_json(self.directory / "run.json", self.identity)
 
     def open_on(self, accelerator: Any, *, resume: bool = False, overwrite: bool = False) -> None:
         """`open`, by the first of several processes; with `resume`, `result` is set if the run is finished already."""
@@ -104,7 +108,7 @@ class Run:
         accelerator.wait_for_everyone()
         finished = self.directory / "result.json"
         if finished.is_file():
-            self.result = json.loads(finished.read_text())
+            self.result = _read_json(finished)
             self.checkpoint.unlink(missing_ok=True)  # left by a kill after the result was written
 
     def _check_identity(self) -> None:
@@ -113,7 +117,7 @@ class Run:
             raise UserError(
                 f"--resume: {self.directory} holds no run (no run.json); give the --out of the run to continue"
             )
-        there, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(self.identity)))
+        there, here = _flat(_read_json(path)), _flat(json.loads(json.dumps(self.identity)))
         for key in {**there, **here}:
             # One model may be named in two ways; its fingerprint counts.
             if key != "source" and there.get(key) != here.get(key):
@@ -151,6 +155,14 @@ def clips_of(cuts: CutSet) -> dict[str, Any]:
         "clips": None if cuts.is_lazy else len(cuts),
         "clip_seconds": None if seconds is None else round(seconds, 3),
     }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); start again with --overwrite") from error
+    return found
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import torch
 from lhotse import CutSet
 from torch import nn
 
-from diminuendo.data.audio import Skipped
-from diminuendo.data.batching import Batch, TrainingBatches
+from diminuendo.data.batching import Batch, look_at_one
 from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, valid_frames
 from diminuendo.errors import UserError
 from diminuendo.families import Model, build, family_of, model_inputs
@@ -155,7 +154,8 @@ class TwoStages:
         return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation())
 
     def _joint_objective(self, device: torch.device) -> JointObjective:
-        config, student = self.config, self.family.plain(self.source.model)
+        # Gates are attached on the CPU: there they have their first values.
+        config, student = self.config, self.family.plain(self.source.model).cpu()
         rates = {"neurons": config.neuron_drop_rate or config.drop_rate}
         gates = Gates(free_axes(student, config.fixed), drop_rate=config.drop_rate, drop_rates=rates, seed=config.seed)
         objective = self._objective(student, device)
@@ -206,12 +206,7 @@ class TwoStages:
         objective = self._joint_objective(device)
         objective.train()
         settings = self.config.batch_settings(crop_to_shortest=self.config.crop_to_shortest)
-        batches = TrainingBatches(self.cuts, settings, Skipped(named=False))
-        try:
-            batch = next(batches)
-        finally:
-            batches.close()
-        seconds = 0.0
+        batch, seconds = look_at_one(self.cuts, settings), 0.0
         for _ in range(2):
             started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -272,11 +267,7 @@ class TwoStages:
         """Some real audio, padded, to check the removal on. UserError if no clip can be used."""
         settings = self.config.batch_settings(crop_to_shortest=False)
         settings = replace(settings, seconds_per_batch=min(30.0, max(settings.seconds_per_batch, settings.max_seconds)))
-        batches = TrainingBatches(self.cuts, settings, Skipped(named=False))
-        try:
-            return next(batches)
-        finally:
-            batches.close()
+        return look_at_one(self.cuts, settings)
 
     def second(self, trainer: Loop, removed: Model) -> None:
         """Goes on with the removed model, in place, and says in `carried` what was skipped so far."""

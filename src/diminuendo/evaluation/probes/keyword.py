@@ -1,13 +1,14 @@
-"""Which keyword is said, by speakers that training never heard: the manifest's own split."""
+"""Which keyword is said; by the manifest's own split, so by speakers that training never heard if it is by speaker."""
 
 import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast, get_args
 
+from diminuendo.data.manifest import split_of
 from diminuendo.errors import UserError
-from diminuendo.evaluation.probes.probe import LabelledClip, field_of, held_out_fifth, speaker_of
+from diminuendo.evaluation.probes.probe import LabelledClip, Split, field_of, held_out_fifth, speaker_of
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +24,18 @@ def keyword_clips(cuts: Iterable[Any], seed: int) -> list[LabelledClip]:
     """
     clips, left_out = [], Counter[str]()
     for cut in cuts:
-        keyword, split = field_of(cut, "keyword"), field_of(cut, "split")
+        keyword, split = field_of(cut, "keyword"), split_of(cut)
         if keyword is None:
             left_out["no keyword"] += 1
-        elif split not in ("train", "dev", "test"):
+        elif split not in get_args(Split):
             left_out[f"split {split!r}"] += 1
         else:
-            clips.append(LabelledClip(cut.id, str(keyword), split, speaker_of(cut) or cut.id))
+            clips.append(LabelledClip(cut.id, str(keyword), cast(Split, split), speaker_of(cut) or cut.id))
     for reason, count in left_out.items():
         log.warning("keyword probe: %d clips left out: %s", count, reason)
+    heard = {clip.speaker for clip in clips if clip.split != "test"}
+    if known := {clip.speaker for clip in clips if clip.split == "test"} & heard:
+        log.warning("keyword probe: %d speakers of the test split are in train or dev, too: not unseen", len(known))
     return _with_dev(clips, left_out, seed)
 
 

@@ -3,6 +3,7 @@
 import logging
 import random
 import time
+from collections import Counter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,10 +32,15 @@ RESAMPLED = {"keyword": "speaker", "speaker": "id"}
 
 
 def labelled_clips(task: str, cuts: CutSet, seed: int = 0) -> list[LabelledClip]:
-    """The clips that a probe uses. UserError for an unknown task, and where labels or splits are missing."""
+    """The clips that a probe uses. UserError for an unknown task, missing labels or splits, an id of several clips."""
     if task not in TASKS:
         raise UserError(f"probe task must be one of {', '.join(TASKS)}, got {task!r}")
-    return TASKS[task](cuts, seed)
+    clips = TASKS[task](cuts, seed)
+    if repeated := [id_ for id_, count in Counter(clip.id for clip in clips).items() if count > 1]:
+        raise UserError(
+            f"{len(repeated)} ids are of several clips, like {repeated[0]!r}: give each clip an id of its own"
+        )
+    return clips
 
 
 def run_probe(
@@ -123,9 +129,11 @@ def _part(
     clips: list[LabelledClip], vectors: Float[Tensor, "clips layers dim"], split: Split, classes: dict[str, int]
 ) -> tuple[Float[Tensor, "part layers dim"], Int[Tensor, "part"]]:
     chosen = [i for i, clip in enumerate(clips) if clip.split == split]
-    if not chosen:
+    least = 2 if split == "test" else 1  # one clip has no interval
+    if len(chosen) < least:
         raise UserError(
-            f"no usable clip in the {split} split, of {len(clips)} labelled clips with features; give more clips"
+            f"{len(chosen) or 'no'} usable clip in the {split} split, of {len(clips)} labelled clips with features; "
+            "give more clips"
         )
     return vectors[chosen], torch.tensor([classes[clips[i].label] for i in chosen])
 
