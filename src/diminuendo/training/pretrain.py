@@ -181,7 +181,7 @@ def dry_run(name: str, cuts: CutSet, config: PretrainConfig, *, loop: LoopConfig
         result = pretrain(name, cuts, Path(directory), trial, loop=quiet)
         lines = map(json.loads, (Path(directory) / "log.jsonl").read_text().splitlines())
         of_a_step = {line["stage"]: line["seconds_per_step"] for line in lines}
-    seconds = {stage: round(steps[stage] * of_a_step.get(stage, 0.0), 1) for stage in steps}
+    seconds = {stage: round(steps[stage] * of_a_step[stage], 1) for stage in steps}
     memory = round(peak_memory_mb(make_accelerator(config.precision, quiet.device).device))
     log.info("about %s, %s MB (from two steps a stage)", duration_text(sum(seconds.values())), f"{memory:,}")
     return {
