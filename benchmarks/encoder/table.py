@@ -86,7 +86,7 @@ def _closeness(row: Row) -> float | None:
 
 def table(found: dict[str, Row], latency: dict[str, float]) -> str:
     """Markdown: references, then the cells by kept fraction."""
-    head = ("", "parameters", "keyword, %", "speaker, %", "distillation loss", "ms for 10 s", "CPU hours")
+    head = ("", "parameters", "M MACs/s", "keyword, %", "speaker, %", "distillation loss", "ms for 10 s", "CPU hours")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     rows = [(NAMES[name], [found[name] | {"name": name}]) for name in REFERENCES if name in found]
     grouped = groups(found)
@@ -102,6 +102,7 @@ def table(found: dict[str, Row], latency: dict[str, float]) -> str:
         cells = (
             title,
             f"{first['params']:,}" if "params" in first else "",
+            f"{first['macs_per_second'] / 1e6:.0f}" if "macs_per_second" in first else "",
             _accuracy(same, "keyword"),
             _accuracy(same, "speaker"),
             f"{sum(losses) / len(losses):.3f}" if losses else "",
