@@ -42,6 +42,14 @@ def test_no_batch_exceeds_its_seconds_padding_included(
     assert max(batch.waveforms.numel() for batch in batches) <= 4.0 * RATE
 
 
+def test_durations_in_hours_leave_whole_frames_of_a_clip(tmp_path: Path) -> None:
+    cuts = corpus(tmp_path, [1.0] * 36)
+    for cut in cuts:
+        cut.duration = cut.recording.duration = 1 / 3600
+    batches = epoch_of(TrainingBatches(cuts, BatchSettings(0.5)))
+    assert all(batch.lengths.min() >= 0.1 * RATE and batch.seconds <= 0.5 for batch in batches)
+
+
 @pytest.mark.parametrize("short", [1, 8])
 def test_long_clips_of_one_length_are_not_cut_to_shorter_ones(tmp_path: Path, short: int) -> None:
     """As where commands of a second and spoken digits meet, many or few."""
