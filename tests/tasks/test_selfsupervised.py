@@ -6,8 +6,8 @@ from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 from diminuendo.errors import UserError
 from diminuendo.families import family_of, model_inputs
 from diminuendo.tasks import selfsupervised
+from diminuendo.tasks.clips import Whitening
 from diminuendo.tasks.selfsupervised import (
-    ClipHead,
     ClusterHead,
     Clusters,
     FrameGrid,
@@ -29,6 +29,7 @@ from tiny import VARIANTS, audio, tiny_config, tiny_model
 EXTRACTOR = Wav2Vec2FeatureExtractor(do_normalize=True)
 GRID = FrameGrid(320, 400)
 SCALE = Scale(torch.full((80,), -3.0), torch.full((80,), 2.0))
+WHITENING = Whitening(torch.zeros(160), torch.eye(160)[:, :5])
 DROPPING = {"hidden_dropout": 0.5, "layerdrop": 0.5, "mask_time_prob": 0.5, "mask_time_length": 2}
 
 
@@ -47,7 +48,7 @@ def objective(model=None, features=None, **changes):
     model = tiny_model() if model is None else model
     features = (lambda inputs: cepstral_frames(inputs, GRID)) if features is None else features
     return MaskedPrediction(
-        model, EXTRACTOR, features, some_clusters(), scale=SCALE, **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
+        model, EXTRACTOR, features, some_clusters(), **{"fraction": 0.5, "span": 4, "seed": 3, **changes}
     ).train()
 
 
@@ -187,7 +188,7 @@ def test_in_training_nothing_but_the_drawn_mask_is_random(family, style):
 
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
 def test_masked_prediction_trains_every_parameter(family, style):
-    module = objective(tiny_model(family, style), clip_weight=1.0)
+    module = objective(tiny_model(family, style), whitening=WHITENING, clip_weight=1.0)
     loss_of(module, audio(4))["loss"].backward()
     assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -222,7 +223,7 @@ def test_logits_are_cosines_over_the_temperature():
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
 def test_the_warm_up_trains_the_front_end_alone(family, style):
     model = tiny_model(family, style)
-    module = FrontEndObjective(model, EXTRACTOR, SCALE, clip_weight=1.0).train()
+    module = FrontEndObjective(model, EXTRACTOR, SCALE, WHITENING, 1.0).train()
     loss_of(module, audio())["loss"].backward()
     assert [name for name, p in module.named_parameters() if "head" in name and p.grad is None] == []
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
@@ -252,39 +253,19 @@ def test_centred_features_have_no_mean_over_a_clips_own_frames():
         assert torch.allclose(frames[clip, :own], expected, atol=1e-5)
 
 
-def test_a_clips_statistics_are_those_of_its_own_frames_and_met_by_the_head_that_gives_them():
-    bands, counts = torch.randn(2, 12, 80), torch.tensor([12, 5])
-    head = ClipHead(16, SCALE)
-    torch.nn.init.zeros_(head.head.weight)
-    own = [SCALE(bands[0]), SCALE(bands[1, :5])]
-    statistics = [torch.cat([clip.mean(0), clip.std(0, correction=0)]) for clip in own]
-    for i, wanted in enumerate(statistics):
-        with torch.no_grad():
-            head.head.bias.copy_(wanted)
-        missed = (statistics[1 - i] - wanted).square().mean() / 2
-        assert torch.allclose(head(torch.randn(2, 12, 16), bands, counts), missed, rtol=1e-4)
-
-
-def test_a_clips_statistics_do_not_depend_on_states_of_padding():
-    states, bands, counts = torch.randn(2, 12, 16), torch.randn(2, 12, 80), torch.tensor([12, 5])
-    head = ClipHead(16, SCALE)
-    padded = states.clone()
-    padded[1, 5:] = 100.0
-    assert torch.equal(head(padded, bands, counts), head(states, bands, counts))
-    assert not torch.equal(head(padded, bands, torch.tensor([12, 6])), head(states, bands, torch.tensor([12, 6])))
-
-
-def test_the_clip_weight_adds_that_much_of_the_clip_loss():
-    for make in (lambda w: objective(clip_weight=w), lambda w: FrontEndObjective(tiny_model(), EXTRACTOR, SCALE, w)):
+@pytest.mark.parametrize("kind", ["masked", "frame"])
+def test_the_clip_weight_adds_that_much_of_the_clip_loss(kind):
+    def make(*clips):
         torch.manual_seed(0)
-        module = make(3.0)
-        scalars = loss_of(module, audio())
-        main = "masked" if "masked" in scalars else "frame"
-        assert torch.allclose(scalars["loss"], scalars[main] + 3.0 * scalars["clip"])
-        module.clip_weight = 0.0
-        alone = loss_of(module, audio())
-        assert torch.equal(alone["loss"], scalars[main])
-        assert "clip" not in alone
+        model = tiny_model()
+        if kind == "frame":
+            return FrontEndObjective(model, EXTRACTOR, SCALE, *clips).train()
+        return objective(model, **dict(zip(("whitening", "clip_weight"), clips, strict=False)))
+
+    scalars, alone = loss_of(make(WHITENING, 3.0), audio()), loss_of(make(), audio())
+    assert torch.allclose(scalars["loss"], scalars[kind] + 3.0 * scalars["clip"])
+    assert torch.equal(alone["loss"], scalars[kind])
+    assert "clip" not in alone
 
 
 def test_the_tiny_models_of_these_tests_drop_and_mask_in_training_mode():

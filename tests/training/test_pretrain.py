@@ -156,7 +156,7 @@ def test_what_labels_were_made_with_is_kept(finished):
     model = {name for name in tensors if name.startswith("iteration_2.model.")}
     assert len(model) == len(load(finished[0]).state_dict()) - 16  # the teacher had one layer of two
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items() if name not in model}
-    assert shapes == {"log_mel.mean": [80], "log_mel.deviation": [80]} | {
+    assert shapes == {
         f"{iteration}.{name}": shape
         for iteration, dim in (("iteration_1", 39), ("iteration_2", 16))
         for name, shape in {
@@ -166,8 +166,6 @@ def test_what_labels_were_made_with_is_kept(finished):
             "head.projection.weight": [256, 16],
             "head.projection.bias": [256],
             "head.embeddings": [5, 256],
-            "clip_head.head.weight": [160, 16],
-            "clip_head.head.bias": [160],
         }.items()
     }
 
@@ -246,7 +244,6 @@ def test_without_a_warm_up_the_first_iteration_starts_at_once(cuts, tmp_path):
     result = pretrain("micro-hubert", cuts, tmp_path / "out", config, loop=LOOP)
     assert result["steps"] == {"front_end": 0, "iteration_1": 4, "iteration_2": 0}
     assert {name.split(".")[0] for name in load_file(tmp_path / "out" / "clusters.safetensors")} == {
-        "log_mel",
         "iteration_1",
     }
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from diminuendo.data.features import deltas, frame_counts, log_mel, mfcc
 from diminuendo.errors import UserError
 from diminuendo.families import Model, family_of, model_inputs
+from diminuendo.tasks.clips import ClipHead, Whitening, clip_mean
 
 Scalars = dict[str, Tensor]
 Inputs = Mapping[str, Tensor]
@@ -92,10 +93,7 @@ def centred(features: FrameFeatures, grid: FrameGrid) -> FrameFeatures:
 
     def of(inputs: Inputs) -> Float[Tensor, "batch frames dim"]:
         frames = features(inputs)
-        counts = grid.counts(sample_lengths(inputs)).clamp(min=1)[:, None]
-        valid = torch.arange(frames.shape[1], device=frames.device) < counts
-        mean = frames.masked_fill(~valid[..., None], 0.0).sum(1) / counts
-        return frames - mean[:, None]
+        return frames - clip_mean(frames, grid.counts(sample_lengths(inputs)))[:, None]
 
     return of
 
@@ -203,55 +201,22 @@ class _Objective(nn.Module):
         return self
 
 
-class ClipHead(nn.Module):
-    """From the mean of a clip's states, linearly, the mean and deviation of its log-mel bands: voice, room, microphone.
-
-    What frames are trained on varies within clips, so nothing else asks a model to keep what all frames of a clip
-    share.
-    """
-
-    def __init__(self, hidden_size: int, scale: Scale) -> None:
-        super().__init__()
-        self.scale = scale
-        self.head = nn.Linear(hidden_size, 2 * NUM_BANDS)
-
-    def forward(
-        self,
-        states: Float[Tensor, "batch frames dim"],
-        bands: Float[Tensor, "batch frames bands"],
-        counts: Int[Tensor, " batch"],
-    ) -> Float[Tensor, ""]:
-        """The mean squared error, in units of each band's variance over frames."""
-        valid = (torch.arange(bands.shape[1], device=counts.device) < counts[:, None])[..., None]
-
-        def mean(frames: Tensor) -> Tensor:
-            return frames.masked_fill(~valid, 0.0).sum(1) / counts.clamp(min=1)[:, None]
-
-        target = self.scale(bands)
-        level = mean(target)
-        spread = mean((target - level[:, None]).square()).sqrt()
-        found = self.head(mean(states)).float()
-        error: Tensor = found - torch.cat([level, spread], dim=-1)
-        return error.square().mean()
-
-
 class FrontEndObjective(_Objective):
     """The convolutional front end and the projection after it, with a linear head, predict scaled log-mel bands.
 
-    And `clip_weight` times a clip's statistics, see ClipHead.
+    And, given what whitens clips' statistics, `clip_weight` times the loss of a ClipHead.
     """
 
-    def __init__(self, model: Model, extractor: Any, scale: Scale, clip_weight: float = 0.0) -> None:
+    def __init__(
+        self, model: Model, extractor: Any, scale: Scale, whitening: Whitening | None = None, clip_weight: float = 0.0
+    ) -> None:
         super().__init__(model, extractor)
         self.scale, self.clip_weight = scale, clip_weight
         self.head = nn.Linear(model.config.hidden_size, NUM_BANDS)
-        self.clip_head = ClipHead(model.config.hidden_size, scale)
+        self.clip_head = ClipHead(model.config.hidden_size, whitening) if whitening is not None else None
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
-        """`loss` = `frame` + clip_weight x `clip`: mean squared errors in units of each band's variance.
-
-        Without a clip weight `frame` alone.
-        """
+        """`loss` = `frame`, the mean squared error in units of each band's variance, + clip_weight x `clip`."""
         inputs = model_inputs(self.extractor, waveforms, lengths)
         bands = log_mel_frames(inputs, self.grid)
         features = self.student.feature_extractor(inputs["input_values"]).transpose(1, 2)
@@ -260,18 +225,18 @@ class FrontEndObjective(_Objective):
         counts = self.grid.counts(lengths)
         valid = torch.arange(bands.shape[1], device=lengths.device) < counts[:, None]
         frame = (self.head(projected).float() - self.scale(bands))[valid].square().mean()
-        if not self.clip_weight:
+        if self.clip_head is None:
             return {"loss": frame}
         clip = self.clip_head(projected, bands, counts)
         return {"loss": frame + self.clip_weight * clip, "frame": frame, "clip": clip}
 
 
 class MaskedPrediction(_Objective):
-    """Cross-entropy of the clusters of masked frames, and `clip_weight` times a clip's statistics, see ClipHead.
+    """Cross-entropy of the clusters of masked frames, and `clip_weight` times the loss of a ClipHead.
 
-    features: what was clustered. The mask of a batch, a `fraction` of its frames in spans of
-    `span`, depends on `seed` and `draw` alone. The clip's statistics are predicted from the feature projection: from
-    there layers can take what they want of them, and their own states stay free for what is said.
+    features: what was clustered. The mask of a batch, a `fraction` of its frames in spans of `span`, depends on `seed`
+    and `draw` alone. whitening: of clips' statistics, None for no ClipHead. It hears the feature projection: from there
+    layers can take what they want of them, and their own states stay free for what is said.
     """
 
     def __init__(
@@ -284,14 +249,14 @@ class MaskedPrediction(_Objective):
         fraction: float,
         span: int,
         seed: int,
-        scale: Scale,
+        whitening: Whitening | None = None,
         clip_weight: float = 0.0,
     ) -> None:
         super().__init__(model, extractor)
         self.features, self.clusters, self.clip_weight = features, clusters, clip_weight
         self.fraction, self.span, self.seed = fraction, span, seed
         self.head = ClusterHead(model.config.hidden_size, len(clusters.centres))
-        self.clip_head = ClipHead(model.config.hidden_size, scale)
+        self.clip_head = ClipHead(model.config.hidden_size, whitening) if whitening is not None else None
 
     def mask(self, counts: Int[Tensor, " batch"], frames: int, draw: int) -> Bool[Tensor, "batch frames"]:
         # Torch's generator on the CPU takes 32 bits of a seed: mix, do not shift.
@@ -300,7 +265,7 @@ class MaskedPrediction(_Objective):
         return span_mask(counts, frames, self.fraction, self.span, generator)
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
-        """`loss` = `masked` + clip_weight x `clip`, or `masked` alone, and `accuracy`, both over masked frames."""
+        """`loss` = `masked` + clip_weight x `clip`; `masked` and `accuracy` are over masked frames."""
         inputs = model_inputs(self.extractor, waveforms, lengths)
         targets = self.clusters.nearest(self.features(inputs))
         counts = self.grid.counts(lengths)
@@ -310,7 +275,7 @@ class MaskedPrediction(_Objective):
         count = max(1, len(wanted))  # a batch of a few very short clips may have no masked frame
         masked = F.cross_entropy(logits, wanted, reduction="sum") / count
         accuracy = (logits.detach().argmax(-1) == wanted).sum() / count
-        if not self.clip_weight:
+        if self.clip_head is None:
             return {"loss": masked, "accuracy": accuracy}
         clip = self.clip_head(states[0], log_mel_frames(inputs, self.grid), counts)
         return {"loss": masked + self.clip_weight * clip, "masked": masked, "clip": clip, "accuracy": accuracy}

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from diminuendo.errors import UserError
 from diminuendo.families import FAMILIES, Model
+from diminuendo.tasks.clips import whitening_of
 from diminuendo.tasks.selfsupervised import (
     FrameFeatures,
     FrameGrid,
     MaskedPrediction,
-    Scale,
     centred,
     cepstral_frames,
     clusters_of,
@@ -45,12 +45,16 @@ def labels_of(directory: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]
     path = Path(directory or "") / FILE
     run = path.with_name("run.json")
     tensors = load_file(path) if path.is_file() and run.is_file() else {}
-    if "log_mel.mean" not in tensors:
+    config = json.loads(run.read_text())["config"] if tensors else {}
+    complete = any(key.startswith("iteration_") for key in tensors) and (
+        not config["clip_weights"][1] or "clips.mean" in tensors
+    )
+    if not complete:
         raise UserError(
             f"MODEL {directory}: masked prediction needs the labels of its pretraining ({FILE}, run.json), which "
             "`diminuendo pretrain` writes beside a model; pretrain it with this version"
         )
-    return tensors, json.loads(run.read_text())["config"]
+    return tensors, config
 
 
 def own_prediction(directory: str | None, model: Model, extractor: Any, seed: int) -> MaskedPrediction:
@@ -71,11 +75,12 @@ def own_prediction(directory: str | None, model: Model, extractor: Any, seed: in
         fraction=config["masked"],
         span=config["span"],
         seed=seed,
-        scale=Scale(**_under("log_mel", tensors)),
+        whitening=whitening_of(_under("clips", tensors)) if config["clip_weights"][1] else None,
         clip_weight=config["clip_weights"][1],
     )
     objective.head.load_state_dict(_under("head", kept))
-    objective.clip_head.load_state_dict(_under("clip_head", kept))
+    if objective.clip_head is not None:
+        objective.clip_head.load_state_dict(_under("clip_head", kept))
     return objective
 
 

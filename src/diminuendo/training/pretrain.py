@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from lhotse import CutSet
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,9 +24,11 @@ from diminuendo.export.huggingface import save
 from diminuendo.families import model_inputs
 from diminuendo.profiling.count import count_parameters
 from diminuendo.profiling.latency import peak_memory_mb
+from diminuendo.tasks.clips import Whitening, clip_statistics, fit_whitening, whitening_of
 from diminuendo.tasks.selfsupervised import (
     FrameFeatures,
     FrontEndObjective,
+    Inputs,
     MaskedPrediction,
     Scale,
     centred,
@@ -68,9 +71,9 @@ class PretrainConfig(TrainingConfig):
     iterations: 2 as for HuBERT Base; each later one clusters what the one before has learned.
     A batch's clips are cropped to the shortest. masked: the fraction of masked frames, in spans of `span` frames (of
     20 ms). target_layer: whose states later iterations cluster, None for the middle one. cluster_seconds: of audio,
-    from which cluster centres are found. centred: cluster frames without their clip's mean. clip_weights: of the loss
-    that asks for a clip's statistics (see ClipHead), in the warm-up and in the iterations. warm_up, decay: fractions of
-    a stage's steps in which its learning rate rises and falls.
+    from which cluster centres and clips' statistics are found. centred: cluster frames without their clip's mean.
+    clip_weights: of the loss that asks for a clip's statistics (see ClipHead), in the warm-up and in the iterations.
+    warm_up, decay: fractions of a stage's steps in which its learning rate rises and falls.
 
     The defaults are for tiny models and short runs; HuBERT Base had spans of 10 and a learning rate of 5e-4.
     """
@@ -235,13 +238,13 @@ class _Stages:
         return self.config.stages.index(name)
 
     def front_end(self) -> None:
-        scale = self._log_mel_scale()
-        torch.manual_seed(self.config.seed)
         weight = self.config.clip_weights[0]
-        objective = FrontEndObjective(self.model, self.extractor, scale, weight).to(self.device)
+        scale, whitening = self._log_mel_scale(), self._whitening(weight)
+        torch.manual_seed(self.config.seed)
+        objective = FrontEndObjective(self.model, self.extractor, scale, whitening, weight).to(self.device)
         heads = (objective.head, objective.clip_head)
         parts = (self.model.feature_extractor, self.model.feature_projection, *heads)
-        self._run("front_end", objective, [p for part in parts for p in part.parameters()])
+        self._run("front_end", objective, [p for part in parts if part is not None for p in part.parameters()])
 
     def _log_mel_scale(self) -> Scale:
         carried = self.trainer.carried
@@ -250,6 +253,17 @@ class _Stages:
             scale = fit_scale(torch.cat(list(self._frames(features, SCALE_SECONDS))))
             carried["log_mel"] = {"mean": scale.mean, "deviation": scale.deviation}
         return Scale(**carried["log_mel"])
+
+    def _whitening(self, weight: float) -> Whitening | None:
+        """Of clips' statistics, where a loss with that weight needs it."""
+        if not weight:
+            return None
+        carried = self.trainer.carried
+        if "clips" not in carried:
+            heard = self._heard(self.config.cluster_seconds)
+            found = [clip_statistics(log_mel_frames(inputs, self.grid), counts).cpu() for inputs, counts in heard]
+            carried["clips"] = fit_whitening(torch.cat(found)).tensors()
+        return whitening_of(carried["clips"])
 
     def iteration(self, name: str) -> None:
         """One round of masked prediction: of clusters of cepstra, then of states of the model that learned these."""
@@ -261,7 +275,7 @@ class _Stages:
         if "clusters" not in kept:
             frames = self._frames(features, config.cluster_seconds)
             kept["clusters"] = fit_clusters(frames, config.num_clusters, config.seed).tensors()
-        scale = self._log_mel_scale()
+        whitening = self._whitening(config.clip_weights[1])
         torch.manual_seed(config.seed + self.order(name))
         objective = MaskedPrediction(
             self.model,
@@ -271,7 +285,7 @@ class _Stages:
             fraction=config.masked,
             span=config.span,
             seed=config.seed + self.order(name),
-            scale=scale,
+            whitening=whitening,
             clip_weight=config.clip_weights[1],
         ).to(self.device)
         self._run(name, objective, list(objective.parameters()))
@@ -300,8 +314,8 @@ class _Stages:
         stage = Stage(name, steps[name], objective, [group], offset=offset)
         self.skipped = self.trainer.run_stage(stage, self.cuts, order=self.order(name))
 
-    def _frames(self, features: FrameFeatures, seconds: float) -> Iterator[Tensor]:
-        """Frames of some audio, the same in every process, on the CPU. Once through a smaller corpus is enough."""
+    def _heard(self, seconds: float) -> Iterator[tuple[Inputs, Int[Tensor, " batch"]]]:
+        """What a model hears of some audio, the same in every process, and its frames. Once through less is enough."""
         settings = self.config.batch_settings(offset=len(self.config.stages))
         batches, seen = TrainingBatches(self.cuts, settings, self.trainer.skipped), 0.0
         available = total_seconds(self.cuts)
@@ -309,18 +323,21 @@ class _Stages:
             while seen < min(seconds, available or seconds):
                 batch = next(batches)
                 lengths = batch.lengths.to(self.device)
-                inputs = model_inputs(self.extractor, batch.waveforms.to(self.device), lengths)
-                with self.trainer.accelerator.autocast():
-                    frames = features(inputs)
-                valid = torch.arange(frames.shape[1]) < self.grid.counts(batch.lengths)[:, None]
-                yield frames.cpu()[valid]
+                yield model_inputs(self.extractor, batch.waveforms.to(self.device), lengths), self.grid.counts(lengths)
                 seen += batch.seconds
         finally:
             batches.close()
 
+    def _frames(self, features: FrameFeatures, seconds: float) -> Iterator[Tensor]:
+        """Frames of some audio, on the CPU."""
+        for inputs, counts in self._heard(seconds):
+            with self.trainer.accelerator.autocast():
+                frames = features(inputs).cpu()
+            yield frames[torch.arange(frames.shape[1]) < counts.cpu()[:, None]]
+
     def labels(self) -> dict[str, Tensor]:
-        """Of each iteration the clusters, the encoder whose states they are of, and the heads that learned them."""
-        found = {f"log_mel.{key}": value for key, value in self.trainer.carried["log_mel"].items()}
+        """What whitens clips; of each iteration the clusters, the encoder whose states they are of, and the heads."""
+        found = {f"clips.{key}": value for key, value in self.trainer.carried.get("clips", {}).items()}
         for name in self.config.stages[1:]:
             if kept := self.trainer.carried.get(name):
                 model = {f"model.{key}": value for key, value in kept.get("teacher", {}).items()}
