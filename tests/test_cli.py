@@ -72,6 +72,7 @@ WRONG = {
     "unknown budget": ("{model}", "{audio}", ["--keep", "layers=0.5"], "known are params, macs"),
     "not a budget": ("{model}", "{audio}", ["--keep", "half"], "params=0.25"),
     "data missing": ("{model}", "{root}/nosuch", [], "does not exist"),
+    "a name too long": ("{model}", "x" * 300, [], "File name too long"),
     "data empty": ("{model}", "{empty}", [], "holds no clips"),
     "all audio missing": ("{model}", "{gone}", [], "none of the 1 clips can be used"),
     "broken line": ("{model}", "{lines}", [], "manifest.jsonl"),

@@ -3,6 +3,7 @@
 Exit status 0: done; 2: the input is wrong, one line says how; 1: anything else.
 """
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ from typer._click.exceptions import ClickException
 from diminuendo.errors import UserError
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
+# What a file system refuses is nobody's bug: a full disk, a folder that is not one's own, a name too long.
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 app = typer.Typer(
     name="diminuendo",
@@ -318,6 +321,11 @@ def main() -> None:
     except (UserError, ClickException) as error:
         message = error.format_message() if isinstance(error, ClickException) else str(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("error: interrupted; a run goes on with the same command and --resume", file=sys.stderr)

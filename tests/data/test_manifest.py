@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, MonoCut
 
-from diminuendo.data.manifest import ALL, SharCuts, read_cuts, split_of, total_seconds
+from diminuendo.data.manifest import ALL, read_cuts, split_of, total_seconds
 from diminuendo.errors import UserError
 
 
@@ -122,48 +122,6 @@ def test_a_split_is_found_in_the_cut_before_its_supervision(tmp_path: Path) -> N
     inner = split_of(cut)
     cut.custom = {"split": "dev"}
     assert (inner, split_of(cut), split_of(cut.drop_supervisions())) == ("train", "dev", "dev")
-
-
-def write_shar(tmp_path: Path, *splits: str | None) -> Path:
-    """A clip for each split, two in a shard."""
-    rows = [row(f"{index}.wav", 0.5, text=str(index)) for index in range(len(splits))]
-    cuts = read_cuts(write_manifest(tmp_path / "m.jsonl", *rows), None)
-    for cut, split in zip(cuts, splits, strict=True):
-        write_audio(tmp_path / cut.id)
-        cut.supervisions[0].custom = {"split": split} if split else {}
-    (tmp_path / "shar").mkdir()
-    cuts.to_shar(tmp_path / "shar", fields={"recording": "flac"}, shard_size=2)
-    return tmp_path / "shar"
-
-
-def test_a_shar_directory_stays_lazy(tmp_path: Path) -> None:
-    cuts = read_cuts(write_shar(tmp_path, *[None] * 5), None)
-    assert (cuts.is_lazy, type(cuts.data), total_seconds(cuts)) == (True, SharCuts, None)
-    assert ids(cuts) == ids(cuts) == ["0.wav", "1.wav", "2.wav", "3.wav", "4.wav"]
-    assert {cut.recording.sources[0].type for cut in cuts} == {"memory"}
-
-
-def test_shards_are_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
-    data = read_cuts(write_shar(tmp_path, *[None] * 8), None).data
-    orders = [tuple(cut.id for cut in data.in_order(seed)) for seed in (1, 1, 2, 3, 4)]
-    assert orders[0] == orders[1]
-    assert len(set(orders)) > 1
-    assert {tuple(sorted(order)) for order in orders} == {tuple(f"{i}.wav" for i in range(8))}
-
-
-def test_splits_of_a_shar_directory_are_selected(tmp_path: Path) -> None:
-    folder = write_shar(tmp_path, "train", "dev", "train")
-    assert ids(read_cuts(folder, None)) == ["0.wav", "2.wav"]
-    assert ids(read_cuts(folder, "dev")) == ["1.wav"]
-    with pytest.raises(UserError, match="has no split 'test'; its splits are dev, train"):
-        read_cuts(folder, "test")
-
-
-def test_a_shar_directory_that_lacks_a_shard_is_an_error(tmp_path: Path) -> None:
-    folder = write_shar(tmp_path, *[None] * 3)
-    (folder / "recording.000001.tar").unlink()
-    with pytest.raises(UserError, match="incomplete: 2 of cuts, 1 of recording shards"):
-        read_cuts(folder, None)
 
 
 def write_kaldi(folder: Path, **tables: str) -> Path:

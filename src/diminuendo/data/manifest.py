@@ -1,33 +1,29 @@
 """What DATA names, as lhotse cuts. No audio is decoded; headers are read where nothing else gives a duration."""
 
-import gzip
 import json
 import logging
-import math
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import soundfile
-from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-from diminuendo.data.audio import UNKNOWN_FRAMES
+from diminuendo.data.files import numbered_lines, read_header, seconds_of, segment, whole_file
+from diminuendo.data.tables import read_kaldi, read_librispeech
 from diminuendo.errors import UserError
 
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus"})
-# A lhotse recording must state a rate and a length. Without a header these stand in; audio.py believes the file.
-NOMINAL_RATE = 16_000
-NOMINAL_SECONDS = 1.0
 ALL = "all"
 _NEMO_FIELDS = frozenset({"audio_filepath", "duration", "offset", "text", "speaker"})
 _CUT_TYPES = frozenset({"MonoCut", "MultiCut", "MixedCut"})
+_NO_CUT = (KeyError, TypeError, ValueError, AttributeError)  # what lhotse raises for a line that is none
 
 
 def read_cuts(data: str | Path, split: str | None, default_split: str = "train") -> CutSet:
@@ -51,7 +47,9 @@ def read_cuts(data: str | Path, split: str | None, default_split: str = "train")
     if (path / "manifest.jsonl").is_file():
         path = path / "manifest.jsonl"
     if path.is_dir() and (shards := _shards(path)):
-        wanted = _chosen_split(path, map(_split_of_line, _lines_of(shards["cuts"])), split, default_split)
+        wanted = _chosen_split(
+            path, map(partial(_split_of_line, path), _lines_of(shards["cuts"])), split, default_split
+        )
         return CutSet(SharCuts(shards, wanted))
     cuts = _distinct(_read_directory(path) if path.is_dir() else _read_manifest(path))
     wanted = _chosen_split(path, map(split_of, cuts), split, default_split)
@@ -83,12 +81,20 @@ class SharCuts:
         cuts = CutSet.from_shar(
             fields=self.shards, shuffle_shards=seed is not None, seed=seed or 0, stateful_shuffle=False
         )
-        return (cut for cut in cuts if self.split is None or split_of(cut) == self.split)
+        try:
+            yield from (cut for cut in cuts if self.split is None or split_of(cut) == self.split)
+        except _NO_CUT as error:
+            raise UserError(
+                f"Shar directory {self.shards['cuts'][0].parent}: a line is no lhotse cut ({error!r})"
+            ) from error
 
 
-def _split_of_line(line: str) -> str | None:
+def _split_of_line(folder: Path, line: str) -> str | None:
     """`split_of` for a line of a cut manifest; lines without the word are not parsed."""
-    return split_of(deserialize_item(json.loads(line))) if '"split"' in line else None
+    try:
+        return split_of(deserialize_item(json.loads(line))) if '"split"' in line else None
+    except _NO_CUT as error:
+        raise UserError(f"Shar directory {folder}: a line is no lhotse cut ({error!r})") from error
 
 
 def _distinct(cuts: list[Cut]) -> list[Cut]:
@@ -139,17 +145,17 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
 
 def _read_directory(folder: Path) -> list[Cut]:
     if (folder / "wav.scp").is_file():
-        return _read_kaldi(folder)
+        return read_kaldi(folder)
     files = sorted(file for file in folder.rglob("*") if not file.name.startswith("."))
     audio = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
     transcripts = [file for file in files if file.name.endswith(".trans.txt")]
     if transcripts:
-        return _read_librispeech(folder, audio, transcripts)
-    return [_whole_file(file.relative_to(folder).as_posix(), file) for file in audio]
+        return read_librispeech(folder, audio, transcripts)
+    return [whole_file(file.relative_to(folder).as_posix(), file) for file in audio]
 
 
 def _read_manifest(path: Path) -> list[Cut]:
-    rows = [(number, _parsed(path, number, line)) for number, line in _numbered(path)]
+    rows = [(number, _parsed(path, number, line)) for number, line in numbered_lines(path)]
     if rows and str(rows[0][1].get("type")) in _CUT_TYPES:
         return [_lhotse_cut(path, number, row) for number, row in rows]
     return [_nemo_cut(path, number, row) for number, row in rows]
@@ -159,10 +165,10 @@ def _lhotse_cut(path: Path, number: int, row: dict[str, Any]) -> Cut:
     if str(row.get("type")) not in _CUT_TYPES:
         raise UserError(f"{path} line {number}: not a lhotse cut like the first line, its type is {row.get('type')!r}")
     if "duration" in row:  # that of a mixed cut is its tracks'
-        _seconds(f"{path} line {number}", "duration", row["duration"])
+        seconds_of(f"{path} line {number}", "duration", row["duration"])
     try:
         return deserialize_item(row)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _NO_CUT as error:
         raise UserError(f"{path} line {number}: not a lhotse cut ({error!r})") from error
 
 
@@ -179,109 +185,16 @@ def _nemo_cut(manifest: Path, number: int, row: dict[str, Any]) -> Cut:
         "custom": {key: value for key, value in row.items() if key not in _NEMO_FIELDS},
     }
     file = os.path.join(manifest.parent, name)
-    seconds = None if row.get("duration") is None else _seconds(where, "duration", row["duration"])
+    seconds = None if row.get("duration") is None else seconds_of(where, "duration", row["duration"])
     if row.get("offset") is None:
-        return _whole_file(name, file, seconds, **known)
-    return _segment(name, file, _header(file), _seconds(where, "offset", row["offset"], least=0.0), seconds, **known)
-
-
-def _seconds(where: str, key: str, value: object, least: float = math.ulp(0.0)) -> float:
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not least <= number < math.inf:
-        bound = f"at least {least:g}" if least <= 0 else "above 0"
-        raise UserError(f"{where}: {key} must be a number of seconds {bound}, got {value!r}")
-    return float(number)
-
-
-def _read_kaldi(folder: Path) -> list[Cut]:
-    files: dict[str, Path] = {}
-    for where, (recording, location) in _table(folder / "wav.scp", 2):
-        if recording in files:
-            raise UserError(f"{where}: recording {recording!r} is listed twice")
-        if "|" in (location[0], location[-1]):
-            raise UserError(
-                f"{where}: piped commands are not run, got {location!r}; write the audio to a file and give its path"
-            )
-        # Kaldi counts from the working directory; a folder that was moved as a whole is found as well.
-        files[recording] = Path(location) if Path(location).exists() else folder / location
-    texts = {fields[0]: fields[1] for _, fields in _table(folder / "text", 2, optional=True)}
-    speakers = {fields[0]: fields[1] for _, fields in _table(folder / "utt2spk", 2, optional=True)}
-
-    def known(utterance: str) -> dict[str, Any]:
-        return {"text": texts.get(utterance), "speaker": speakers.get(utterance)}
-
-    if not (folder / "segments").is_file():
-        cuts = [_whole_file(name, file, **known(name)) for name, file in files.items()]
-    else:
-        cuts, headers = [], {name: _header(file) for name, file in files.items()}
-        for where, (utterance, recording, start, end) in _table(folder / "segments", 4):
-            if recording not in files:
-                raise UserError(f"{where}: recording {recording!r} is not in wav.scp")
-            first = _seconds(where, "start", _number(start), least=0.0)
-            last = _seconds(where, "end", _number(end), least=-1.0)
-            seconds = None if last == -1 else _seconds(where, "end minus start", last - first)
-            header = headers[recording]
-            cuts.append(_segment(utterance, files[recording], header, first, seconds, **known(utterance)))
-    _count_unused(folder, "text", len(texts.keys() - {cut.id for cut in cuts}))
-    return cuts
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _read_librispeech(folder: Path, audio: Sequence[Path], transcripts: Sequence[Path]) -> list[Cut]:
-    """Files named speaker-chapter-number; folders above the speakers, such as train-clean-100, give the split."""
-    texts = {fields[0]: fields[1] for file in transcripts for _, fields in _table(file, 2)}
-    cuts = []
-    for file in audio:
-        speaker, _, _ = file.stem.partition("-")
-        *above, _speaker, _chapter, _name = ("", "", *file.relative_to(folder).parts)
-        subset = above[-1] if above else ""
-        custom = {"subset": subset, "split": subset.partition("-")[0]} if subset else {}
-        cuts.append(_whole_file(file.stem, file, text=texts.get(file.stem), speaker=speaker, custom=custom))
-    _count_unused(folder, "trans.txt", len(texts.keys() - {cut.id for cut in cuts}))
-    return cuts
-
-
-def _count_unused(folder: Path, table: str, unused: int) -> None:
-    if unused:
-        log.warning("%s: %d transcripts in %s have no audio and are not used", folder, unused, table)
-
-
-def _table(path: Path, columns: int, optional: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """The lines of a Kaldi table, cut into columns (the last keeps its spaces and may be empty in a transcript)."""
-    if optional and not path.is_file():
-        return
-    transcript = path.name == "text" or path.name.endswith(".trans.txt")
-    for number, line in _numbered(path):
-        fields = line.split(maxsplit=columns - 1)
-        if transcript and len(fields) == 1:
-            fields.append("")
-        if len(fields) != columns:
-            raise UserError(f"{path} line {number}: expected {columns} columns, got {len(fields)}")
-        yield f"{path} line {number}", fields
-
-
-def _open(path: Path) -> TextIO:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8", errors="replace")
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, stripped, with their numbers."""
-    try:
-        with _open(path) as file:
-            yield from ((number, line.strip()) for number, line in enumerate(file, start=1) if line.strip())
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        return whole_file(name, file, seconds, **known)
+    return segment(
+        name, file, read_header(file), seconds_of(where, "offset", row["offset"], least=0.0), seconds, **known
+    )
 
 
 def _lines_of(paths: Iterable[Path]) -> Iterator[str]:
-    return (line for path in paths for _, line in _numbered(path))
+    return (line for path in paths for _, line in numbered_lines(path))
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -292,58 +205,3 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{path} line {number}: expected a JSON object, got {line[:40]!r}")
     return row
-
-
-def _header(file: str | Path) -> tuple[float, int] | None:
-    """Seconds and sampling rate; None if the header cannot be read: the reader of the audio will name the file."""
-    try:
-        info = soundfile.info(str(file))
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
-        return None
-    return (info.duration, info.samplerate) if 0 < info.frames < UNKNOWN_FRAMES else None
-
-
-def _whole_file(
-    id_: str, file: str | Path, seconds: float | None = None, rate: int = NOMINAL_RATE, **known: Any
-) -> Cut:
-    """A cut over all of a file; `seconds` spares the look at the header."""
-    if seconds is None:
-        seconds, rate = _header(file) or (NOMINAL_SECONDS, rate)
-    return _cut(_recording(id_, file, seconds, rate), id_, 0.0, seconds, **known)
-
-
-def _segment(
-    id_: str, file: str | Path, header: tuple[float, int] | None, start: float, seconds: float | None, **known: Any
-) -> Cut:
-    """A cut over a part of a file, to its end if `seconds` is None."""
-    whole, rate = header or (0.0, NOMINAL_RATE)
-    seconds = seconds or (whole - start if whole > start else NOMINAL_SECONDS)
-    recording = _recording(id_, file, max(whole, start + seconds), rate)
-    return _cut(recording, id_, start, seconds, **known)
-
-
-def _recording(id_: str, file: str | Path, seconds: float, rate: int) -> Recording:
-    source = AudioSource(type="file", channels=[0], source=str(file))
-    return Recording(id=id_, sources=[source], sampling_rate=rate, num_samples=round(seconds * rate), duration=seconds)
-
-
-def _cut(
-    recording: Recording,
-    id_: str,
-    start: float,
-    seconds: float,
-    *,
-    text: str | None = None,
-    speaker: str | None = None,
-    custom: Mapping[str, Any] | None = None,
-) -> Cut:
-    supervision = SupervisionSegment(
-        id=id_,
-        recording_id=recording.id,
-        start=0.0,
-        duration=seconds,
-        text=text,
-        speaker=speaker,
-        custom=dict(custom or {}),
-    )
-    return MonoCut(id=id_, start=start, duration=seconds, channel=0, supervisions=[supervision], recording=recording)
