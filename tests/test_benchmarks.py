@@ -15,7 +15,7 @@ import soundfile
 import torch
 from benchmarks import record
 from benchmarks.encoder import bench, cells, make, paired, probe, table
-from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, STEPS, Cell, comparison, tuning
+from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, SAME_START, STEPS, Cell, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.step import __main__ as measuring
 from benchmarks.step import ours
@@ -57,6 +57,17 @@ def test_students_of_a_fixed_shape_fill_the_budget(keep: float) -> None:
         assert 0.995 * keep <= count_parameters(student) / total <= keep
 
 
+def test_one_shot_removal_takes_the_same_fraction_of_every_axis_or_leaves_a_kind_alone() -> None:
+    teacher = encoder_of(read_configuration("tiny-hubert"))
+    budget = parse_budget("params=0.5")
+    shape = make.cut(teacher, budget).config.diminuendo["shape"]
+    assert {kept for name, kept in shape.items() if name.endswith(".heads")} == {2}
+    assert len({kept for name, kept in shape.items() if name.endswith(".channels")}) == 1
+    kept = make.cut(teacher, budget, fixed=("channels", "groups")).config.diminuendo["shape"]
+    assert {value for name, value in kept.items() if name.endswith(".channels")} == {64}
+    assert kept["encoder.layers.0.feed_forward.neurons"] < shape["encoder.layers.0.feed_forward.neurons"]
+
+
 def test_a_learned_shape_is_cut_from_the_largest_members() -> None:
     teacher = encoder_of(read_configuration("tiny-hubert"))
     shape = make.cut(teacher, parse_budget("params=0.3")).config.diminuendo["shape"]
@@ -66,7 +77,7 @@ def test_a_learned_shape_is_cut_from_the_largest_members() -> None:
 
 
 def test_a_methods_rate_is_the_best_on_dev_once_all_are_tried(tmp_path: Path) -> None:
-    for rate, accuracy in zip(RATES, (0.5, 0.7, 0.6), strict=True):
+    for rate, accuracy in zip(RATES, (0.5, 0.7, 0.6, 0.4), strict=True):
         assert bench.best_rates(tmp_path) == {}
         scores = {task: {"dev_accuracy": accuracy} for task in ("keyword", "speaker")}
         (tmp_path / f"{Cell('fixed', rate).name}.json").write_text(json.dumps(scores))
@@ -134,8 +145,14 @@ def test_a_paired_difference_is_of_clips_and_its_interval_of_speakers() -> None:
     }
     lines = paired.table(grouped, lambda key: f"{key[0]} {key[2]}").splitlines()
     assert len(lines) == 4
-    assert lines[2].startswith("| fixed  | 25.0% | 1 | +33.3 (")
-    assert lines[3].startswith("| joint less | 25.0% | 1 | +0.0 (")
+    assert lines[2].startswith("| joint  | fixed  | 25.0% | 1 | +33.3 (")
+    assert lines[3].startswith("| joint  | joint less | 25.0% | 1 | +0.0 (")
+    shape = {("learned-shape-fresh", 0.25, "", 1.0): rows("1111"), ("fixed", 0.25, "", 1.0): rows("0011")}
+    assert (
+        paired.table(shape, lambda key: key[0])
+        .splitlines()[2]
+        .startswith("| learned-shape-fresh | fixed | 25.0% | 1 | +")
+    )
 
 
 def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:
@@ -239,7 +256,9 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "PLAIN", ("", 1.0, 6))
     monkeypatch.setattr(Cell.__init__, "__defaults__", (0.25, 0, 1.0, 6, ""))
     monkeypatch.setattr(bench, "tuning", lambda: [Cell(method, 1e-3) for method in COMPARED])
-    monkeypatch.setattr(bench, "comparison", lambda rates: [Cell("learned-shape", rate) for rate in rates.values()][:1])
+    monkeypatch.setattr(
+        bench, "comparison", lambda rates: [Cell(m, 1e-3) for m in SAME_START.values()] if rates else []
+    )
     monkeypatch.setattr(make, "ENCODER", "demo-hubert")
     short = replace(make.PRETRAINING, steps=8, seconds_per_batch=2.0, cluster_seconds=6.0, num_clusters=8)
     monkeypatch.setattr(make, "PRETRAINING", short)
@@ -269,11 +288,15 @@ def test_a_worker_makes_and_probes_everything_once_and_the_results_are_of_one_te
     speech, work = commands(tmp_path / "speech"), tmp_path / "work"
     bench.worker(speech, work, 0)
     found = table.results(work / "results")
-    assert {row["cell"]["method"] for row in found.values() if "cell" in row} == {*COMPARED, "learned-shape"}
+    assert {row["cell"]["method"] for row in found.values() if "cell" in row} == {*COMPARED, *SAME_START.values()}
     assert {name for name, row in found.items() if "cell" not in row} == set(table.REFERENCES)
     assert len({row["teacher"] for row in found.values()}) == 1
-    learned, joint = (next(r for n, r in found.items() if n.startswith(m)) for m in ("learned-shape", "joint"))
-    assert learned["params"] == joint["params"]
+    of = {row["cell"]["method"]: row for row in found.values() if "cell" in row}
+    assert of["learned-shape"]["shape"] == of["learned-shape-fresh"]["shape"] == of["joint"]["shape"]
+    assert of["learned-shape"]["final_loss"] != of["learned-shape-fresh"]["final_loss"]
+    assert of["fixed"]["shape"].keys() == {"hidden_size", "intermediate_size"}
+    assert {of[m]["config"]["seed"] for m in COMPARED} == {10}
+    assert {row["never_heard"] for row in found.values()} != {0.0}
     times = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     bench.worker(speech, work, 1)
     assert times == {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
@@ -282,11 +305,39 @@ def test_a_worker_makes_and_probes_everything_once_and_the_results_are_of_one_te
     table.main()
     models, differences, shapes = capsys.readouterr().out.split("\n\n")
     assert len(models.splitlines()) == 2 + len(found)
-    assert len(differences.splitlines()) == 2 + len(COMPARED)
+    assert len(differences.splitlines()) == 2 + len(COMPARED) - 1 + 2 * len(SAME_START)
     assert len(shapes.splitlines()) == 3
     assert plot.stat().st_size > 10_000
-    assert len(json.loads((work / "results" / "latency.json").read_text())["p50_ms"]) == len(COMPARED) + 3
+    assert len(json.loads((work / "results" / "latency.json").read_text())["p50_ms"]) == len(COMPARED) + 4
     teacher = json.loads((work / "results" / "teacher.json").read_text())
     (work / "results" / "teacher.json").write_text(json.dumps(teacher | {"teacher": "another"}))
     with pytest.raises(UserError, match="is of another teacher"):
         bench.Bench(speech, work)
+    with pytest.raises(UserError, match="results of 2 teachers"):
+        table.results(work / "results")
+
+
+@pytest.mark.usefixtures("small_bench")
+def test_a_cell_that_fails_is_an_outcome_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make.make
+
+    def make_or_diverge(cell: Cell, *others: Any) -> dict[str, Any]:
+        if cell.method == "fixed":
+            raise RuntimeError("the loss is not finite")
+        return made(cell, *others)
+
+    monkeypatch.setattr(make, "make", make_or_diverge)
+    monkeypatch.setattr(bench, "comparison", lambda rates: [])
+    bench.worker(commands(tmp_path / "speech"), tmp_path / "work", 0)
+    kept = json.loads((tmp_path / "work" / "results" / f"{Cell('fixed', 1e-3).name}.json").read_text())
+    assert kept["failed"] == "the loss is not finite"
+    methods = {row["cell"]["method"] for row in table.results(tmp_path / "work" / "results").values() if "cell" in row}
+    assert methods == {*COMPARED} - {"fixed"}
+
+
+def test_a_rate_at_which_runs_fail_is_not_chosen(tmp_path: Path) -> None:
+    for rate in RATES:
+        scores = {task: {"dev_accuracy": 0.1} for task in ("keyword", "speaker")}
+        values = scores if rate == RATES[2] else {"failed": "the loss is not finite"}
+        (tmp_path / f"{Cell('fixed', rate).name}.json").write_text(json.dumps(values))
+    assert bench.best_rates(tmp_path) == {"fixed": RATES[2]}

@@ -25,6 +25,16 @@ from diminuendo.training.run import fingerprint
 from diminuendo.training.two_stages import Source
 
 WAIT_SECONDS = 10.0
+TOLD = (
+    "seconds",
+    "cpu_seconds",
+    "accuracy",
+    "shape",
+    "full_shape",
+    "expected_before_selection",
+    "removal_error",
+    "skipped",
+)
 
 
 class Bench:
@@ -46,8 +56,8 @@ class Bench:
     def references(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """What is probed beside the cells."""
         found: dict[str, Callable[[], dict[str, Any]]] = {
-            "teacher": lambda: self._probed(self.teacher, self._result("teacher")),
-            "random": lambda: self._probed(make.random_encoder(self.teacher), {}),
+            "teacher": lambda: self._probed(self.teacher, self.work / "teacher"),
+            "random": lambda: {"seed": make.SEED, **self._probed(make.random_encoder(self.teacher, make.SEED))},
             "warmed-up": self._warmed_up,
         }
         for name, features in FLOORS.items():
@@ -55,32 +65,30 @@ class Bench:
         return found
 
     def _warmed_up(self) -> dict[str, Any]:
-        result = make.make_warmed_up(self.cuts(), self.work / "warmed-up")
-        return self._probed(source_of(self.work / "warmed-up"), result)
+        out = self.work / "warmed-up"
+        make.make_warmed_up(self.cuts(), out)
+        return self._probed(source_of(out), out)
 
-    def _result(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.work / name / "result.json").read_text())
-        return found
-
-    def _probed(self, source: Source, result: dict[str, Any]) -> dict[str, Any]:
-        sizes: dict[str, Any] = {
+    def _probed(self, source: Source, out: Path | None = None) -> dict[str, Any]:
+        """What a model costs and knows; with the directory of its run, also how it was made."""
+        found: dict[str, Any] = {
             "params": count_parameters(source.model),
             "macs_per_second": count_macs_per_second(source.model),
         }
-        told = ("seconds", "cpu_seconds", "accuracy", "shape", "full_shape", "expected_before_selection")
-        return {**sizes, **{key: result[key] for key in told if key in result}, **probe_model(source, self.audio)}
+        if out is not None:
+            run, result = (json.loads((out / name).read_text()) for name in ("run.json", "result.json"))
+            found |= {key: run[key] for key in ("config", "clips", "clip_seconds")}
+            found |= {key: result[key] for key in TOLD if key in result}
+            found.setdefault("shape", shape_in(source.model.config))
+        return {**found, **probe_model(source, self.audio)}
 
     def run(self, cell: Cell) -> dict[str, Any]:
         out = self.work / "cells" / cell.name
         learned = None
-        if cell.method == "learned-shape":
+        if cell.method.startswith("learned-shape"):
             learned = json.loads(self._result_of_joint(cell).read_text())["shape"]
-        result = make.make(cell, self.teacher, self.cuts(cell.audio), out, learned)
-        return {
-            "cell": asdict(cell),
-            "final_loss": final_loss(out / "log.jsonl"),
-            **self._probed(source_of(out), result),
-        }
+        make.make(cell, self.teacher, self.cuts(cell.audio), out, learned)
+        return {"final_loss": final_loss(out / "log.jsonl"), **self._probed(source_of(out), out)}
 
     def save(self, name: str, values: dict[str, Any]) -> None:
         record(self.results / f"{name}.json", {"teacher": self.teacher_checksum, **values})
@@ -90,11 +98,17 @@ class Bench:
 
     def ready(self, cell: Cell) -> bool:
         """Whether what a cell needs of others is there."""
-        return cell.method != "learned-shape" or self._result_of_joint(cell).is_file()
+        return not cell.method.startswith("learned-shape") or self._result_of_joint(cell).is_file()
 
     def _result_of_joint(self, cell: Cell) -> Path:
         joint = Cell("joint", best_rates(self.results)["joint"], keep=cell.keep, seed=cell.seed)
         return self.results / f"{joint.name}.json"
+
+
+def shape_in(config: Any) -> dict[str, Any]:
+    """What was kept of each axis, or of a model without a shape of its own its widths."""
+    found: dict[str, Any] = getattr(config, "diminuendo", {}).get("shape", {})
+    return found or {key: getattr(config, key) for key in ("hidden_size", "intermediate_size")}
 
 
 def final_loss(log: Path) -> float:
@@ -116,11 +130,17 @@ def best_rates(results: Path) -> dict[Method, float]:
         for rate in RATES:
             path = results / f"{Cell(method, rate).name}.json"
             if path.is_file():
-                values = json.loads(path.read_text())
-                scores[rate] = values["keyword"]["dev_accuracy"] + values["speaker"]["dev_accuracy"]
+                scores[rate] = dev_score(json.loads(path.read_text()))
         if len(scores) == len(RATES):
             found[method] = max(scores, key=lambda rate: scores[rate])
     return found
+
+
+def dev_score(values: dict[str, Any]) -> float:
+    """By what rates are chosen; the lowest for a run that failed."""
+    if "failed" in values:
+        return -1.0
+    return float(values["keyword"]["dev_accuracy"] + values["speaker"]["dev_accuracy"])
 
 
 @contextmanager
@@ -136,13 +156,22 @@ def claimed(lock: Path) -> Iterator[bool]:
         yield True
 
 
+def outcome(bench: Bench, cell: Cell) -> dict[str, Any]:
+    """The cell's result, or why there is none: a rate that is too high is an answer, and the rest goes on."""
+    try:
+        return {"cell": asdict(cell), **bench.run(cell)}
+    except RuntimeError as error:
+        logging.exception("%s failed", cell.name)
+        return {"cell": asdict(cell), "failed": str(error)}
+
+
 def work_through(bench: Bench) -> None:
     """Does what is to do and what no other worker is doing, until all is done."""
     while True:
         rates = best_rates(bench.results)
         cells = [*tuning(), *comparison(rates)]
         jobs: dict[str, Callable[[], dict[str, Any]]] = dict(bench.references())
-        jobs |= {cell.name: (lambda cell=cell: bench.run(cell)) for cell in cells if bench.ready(cell)}  # type: ignore[misc]
+        jobs |= {cell.name: (lambda cell=cell: outcome(bench, cell)) for cell in cells if bench.ready(cell)}  # type: ignore[misc]
         open_jobs = [name for name in jobs if not bench.done(name)]
         complete = len(rates) == len(COMPARED) and all(bench.ready(cell) for cell in cells)
         if complete and not open_jobs:

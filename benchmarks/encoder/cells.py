@@ -1,15 +1,17 @@
 """What is compared: one cell for every model that is made and probed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Method = Literal["joint", "fixed", "prune-only", "one-shot", "learned-shape"]
+Method = Literal["joint", "fixed", "prune-only", "one-shot", "learned-shape", "learned-shape-fresh"]
 
 STEPS = 3000
-RATES = (1e-3, 5e-4, 2e-3)  # the likeliest first: what is unfinished already tells something
+RATES = (1e-3, 2e-3, 5e-4, 4e-3)  # the likeliest first: what is unfinished already tells something
 COMPARED: tuple[Method, ...] = ("joint", "fixed", "prune-only", "one-shot")
-# Changes of the joint run, one at a time.
-ABLATIONS: dict[str, dict[str, object]] = {
+# What has a shape of its own, and the learned shape from the same weights.
+SAME_START: dict[Method, Method] = {"one-shot": "learned-shape", "fixed": "learned-shape-fresh"}
+# Changes of the joint run, one at a time; one-shot removal, too, is done without convolutions.
+ABLATIONS: dict[str, dict[str, Any]] = {
     "without-stage-2": {"distil_steps": 0, "steps": STEPS},
     "without-convolutions": {"fixed": ("channels", "groups")},
     "published-start": {"neuron_drop_rate": 0.5},
@@ -20,7 +22,9 @@ ABLATIONS: dict[str, dict[str, object]] = {
 class Cell:
     """One model: by a method, with a learning rate, to a kept fraction of the parameters, from some of the audio.
 
-    ablation: a key of ABLATIONS. like: for "learned-shape", the cell whose shape is trained anew from the teacher.
+    ablation: a key of ABLATIONS. "learned-shape" is trained anew from the teacher's largest members in the shape that
+    joint found, as "one-shot" from them in its own; "learned-shape-fresh" in that shape from the teacher's convolutions
+    and fresh weights, as "fixed" in its own.
     """
 
     method: Method
@@ -30,6 +34,11 @@ class Cell:
     audio: float = 1.0
     steps: int = STEPS
     ablation: str = ""
+
+    @property
+    def run_seed(self) -> int:
+        """Of the run. A stage draws from its run's seed plus its number, so neighbours would share theirs."""
+        return 10 * (self.seed + 1)
 
     @property
     def name(self) -> str:
@@ -52,7 +61,8 @@ def comparison(rates: dict[Method, float]) -> list[Cell]:
     if "joint" in rates:
         cells += [Cell("joint", rates["joint"], ablation=name) for name in ABLATIONS]
         if "one-shot" in rates:
-            cells.append(Cell("learned-shape", rates["one-shot"]))
+            cells.append(Cell("one-shot", rates["one-shot"], ablation="without-convolutions"))
+        cells += [Cell(method, rates[like]) for like, method in SAME_START.items() if like in rates]
     few: tuple[Method, ...] = ("joint", "fixed")
     for method in few:
         if method in rates:

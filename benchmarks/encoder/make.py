@@ -1,5 +1,6 @@
 """The models: the teacher, and by every method a small one from it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from lhotse import CutSet
 
 from benchmarks.encoder.cells import ABLATIONS, Cell
-from diminuendo.api import compress_config, source_of
+from diminuendo.api import compress_config
 from diminuendo.families import Model, build, build_cost_model, family_of
 from diminuendo.importance import magnitude
 from diminuendo.profiling.count import count_parameters
@@ -26,6 +27,7 @@ ENCODER = "tiny-hubert"
 PRETRAINING = PretrainConfig(
     steps=16_000, front_end=0.25, iteration_1=0.75, centred=True, clip_weights=(1.0, 1.0), precision="bf16"
 )
+SEED = 1  # of random weights
 LOOP = LoopConfig(device="cpu", quiet=True)
 
 
@@ -43,22 +45,24 @@ def make_warmed_up(cuts: CutSet, out: Path) -> dict[str, Any]:
 def make(cell: Cell, teacher: Source, cuts: CutSet, out: Path, learned: Shape | None = None) -> dict[str, Any]:
     """Trains the cell's model into `out`, going on where it was; the run's result.
 
-    learned: for "learned-shape", the shape that the joint run of that size has found.
+    learned: for learned shapes, what the joint run of that size has found.
     """
     if cell.method in ("joint", "prune-only"):
         return compress(teacher, cuts, out, joint_config(cell), loop=LOOP, resume=True)
     budget = parse_budget(f"params={cell.keep}")
     if cell.method == "fixed":
-        student = deep_thin(teacher.model, budget.amount(count_parameters(teacher.model)), seed=cell.seed)
+        student = deep_thin(teacher.model, budget.amount(count_parameters(teacher.model)), seed=cell.run_seed)
     else:
-        student = cut(teacher.model, budget, learned)
+        fresh = cell.method == "learned-shape-fresh"
+        start = fresh_layers(teacher, cell.run_seed) if fresh else teacher.model
+        student = cut(start, budget, learned, ABLATIONS.get(cell.ablation, {}).get("fixed", ()))
     config = DistilConfig(
         steps=cell.steps,
         learning_rate=cell.rate,
         seconds_per_batch=PRETRAINING.seconds_per_batch,
         max_seconds=PRETRAINING.max_seconds,
         precision="bf16",
-        seed=cell.seed,
+        seed=cell.run_seed,
     )
     return distil(student, teacher, cuts, out, config, loop=LOOP, resume=True)
 
@@ -75,19 +79,23 @@ def joint_config(cell: Cell) -> CompressConfig:
         "seconds_per_batch": PRETRAINING.seconds_per_batch,
         "max_seconds": PRETRAINING.max_seconds,
         "precision": "bf16",
-        "seed": cell.seed,
+        "seed": cell.run_seed,
         "objective": "masked_prediction" if cell.method == "prune-only" else "distillation",
         **ABLATIONS.get(cell.ablation, {}),
     }
     return compress_config(**settings)
 
 
-def cut(teacher: Model, budget: Budget, learned: Shape | None = None) -> Model:
-    """The teacher without its members of least magnitude: to the budget in one shot, or to a shape that was learned."""
+def cut(teacher: Model, budget: Budget, learned: Shape | None = None, fixed: Sequence[str] = ()) -> Model:
+    """The teacher without its members of least magnitude: to the budget in one shot, or to a shape that was learned.
+
+    fixed: kinds of axes that keep all members, where the shape is not a learned one.
+    """
     family = family_of(teacher)
     plain = family.plain(teacher)
     axes = family.axes(plain)
     scores = magnitude(axes, plain.state_dict())
+    scores |= {axis.name: torch.full((axis.size,), torch.inf) for axis in axes if axis.kind in fixed}
     if learned is None:
         selection = select(build_cost_model(plain), budget, count_parameters(teacher), scores)
     else:
@@ -103,10 +111,14 @@ def _largest(scores: torch.Tensor, kept: int | list[int]) -> torch.Tensor:
     return torch.zeros(len(scores), dtype=torch.bool).index_fill(0, best, True)
 
 
-def random_encoder(teacher: Source, seed: int = 1) -> Source:
+def fresh_layers(teacher: Source, seed: int) -> Model:
+    """The teacher's convolutions and else fresh weights, as a thin student starts."""
+    model = random_encoder(teacher, seed).model
+    model.feature_extractor.load_state_dict(teacher.model.feature_extractor.state_dict())
+    return model
+
+
+def random_encoder(teacher: Source, seed: int) -> Source:
     torch.manual_seed(seed)
     cls: Any = family_of(teacher.model).encoder_class
     return replace(teacher, model=cls(teacher.model.config).eval())
-
-
-__all__ = ["LOOP", "cut", "joint_config", "make", "make_teacher", "make_warmed_up", "random_encoder", "source_of"]

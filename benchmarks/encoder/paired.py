@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.encoder.cells import SAME_START
 from diminuendo.evaluation.probes.probe import bootstrap_interval
 
 Row = dict[str, Any]
@@ -33,14 +34,19 @@ def _mean(rows: list[Row], task: str, speaker: str) -> torch.Tensor:
 
 def table(grouped: dict[tuple[Any, ...], list[Row]], label: Callable[[tuple[Any, ...]], str]) -> str:
     """Markdown: what the joint runs have more than each other method with everything else the same, and more than their
-    own ablations; of the seeds that both have."""
-    lines = ["| joint, more than | kept | seeds | keyword, points | speaker, points |", "|" + " --- |" * 5]
+    own ablations; and a learned shape more than another from the same start; of the seeds that both have."""
+    lines = ["| more | than | kept | seeds | keyword, points | speaker, points |", "|" + " --- |" * 6]
     for key in sorted(grouped, key=str):
         method, keep, ablation, *rest = key
-        ours, theirs = _common_seeds(grouped.get(("joint", keep, "", *rest), []), grouped[key])
-        if theirs and (method != "joint" or ablation):
-            cells = [_text(*difference(ours, theirs, task)) for task in ("keyword", "speaker")]
-            lines.append("| " + " | ".join([label(key), f"{keep:.1%}", str(len(ours)), *cells]) + " |")
+        betters = [("joint", keep, "", *rest)] if method != "joint" or ablation else []
+        betters += [(SAME_START[method], keep, ablation, *rest)] if method in SAME_START else []
+        for better in betters:
+            ours, theirs = _common_seeds(grouped.get(better, []), grouped[key])
+            if theirs:
+                cells = [_text(*difference(ours, theirs, task)) for task in ("keyword", "speaker")]
+                lines.append(
+                    "| " + " | ".join([label(better), label(key), f"{keep:.1%}", str(len(ours)), *cells]) + " |"
+                )
     return "\n".join(lines)
 
 

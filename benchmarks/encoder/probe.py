@@ -9,8 +9,9 @@ from torch import Tensor
 
 from benchmarks.encoder.corpus import PROBE
 from diminuendo.data.batching import Batch
-from diminuendo.data.manifest import ALL, read_cuts
+from diminuendo.data.manifest import ALL, read_cuts, split_of
 from diminuendo.evaluation.probes import Features, encoder_features, log_mel_features, mfcc_features, run_probe
+from diminuendo.evaluation.probes.probe import speaker_of
 from diminuendo.training.two_stages import Source
 
 TASKS = ("keyword", "speaker")
@@ -19,10 +20,18 @@ FLOORS: dict[str, Callable[[], Features]] = {"log-mel": log_mel_features, "mfcc"
 
 
 def probe(features: Features, audio: Path) -> dict[str, Any]:
-    """Both probes of arabic_commands: unseen speakers for keywords, unseen takes for speakers."""
+    """Both probes of arabic_commands: unseen speakers for keywords, unseen takes for speakers.
+
+    `never_heard` is the speaker accuracy over the speakers of no train split: of the others all takes are in the audio
+    that encoders are trained on.
+    """
     cuts = read_cuts(audio / PROBE, ALL)
     once = _remembering(features)
-    return {task: asdict(run_probe(task, once, cuts, SEED)) for task in TASKS}
+    found = {task: asdict(run_probe(task, once, cuts, SEED)) for task in TASKS}
+    heard = {speaker_of(cut) for cut in cuts if split_of(cut) == "train"}
+    outcomes = found["speaker"]["outcomes"]
+    unheard = "".join(outcomes[speaker] for speaker in outcomes if speaker not in heard)
+    return found | {"never_heard": unheard.count("1") / max(1, len(unheard)), "probe_seed": SEED}
 
 
 def probe_model(source: Source, audio: Path) -> dict[str, Any]:

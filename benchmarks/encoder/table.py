@@ -3,9 +3,10 @@
     python -m benchmarks.encoder.table                                 # of the results that are kept here
     python -m benchmarks.encoder.table --work DIRECTORY --latency --plot FILE   # of a benchmark of your own
 
-As Markdown: every model; how much more joint has than each other on the same clips; what joint runs have kept, layer by
-layer. Accuracies are of test clips, with 95 % bootstrap intervals over speakers (keywords) or clips (speakers); of
-several seeds, the means, and from the lowest to the highest accuracy.
+As Markdown: every model ("expected" is the fraction that the gates left when selection came); how much more one method
+has than another on the same clips; what joint runs have kept, layer by layer. Accuracies are of test clips, with 95 %
+bootstrap intervals over speakers (keywords) or clips (speakers); of several seeds, the means, and the lowest and the
+highest accuracy.
 """
 
 import argparse
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 
 from benchmarks.encoder import paired
+from benchmarks.encoder.bench import dev_score
 from benchmarks.encoder.cells import STEPS
 from benchmarks.record import RESULTS, record
 from diminuendo.api import source_of
+from diminuendo.errors import UserError
 from diminuendo.profiling.latency import measure_interleaved
 from diminuendo.report.layer_map import panels
 
@@ -28,7 +31,8 @@ NAMES = {
     "fixed": "distillation, fixed thin student",
     "prune-only": "pruning without distillation",
     "one-shot": "one-shot magnitude, then distillation",
-    "learned-shape": "the learned shape from the teacher's largest members, distillation",
+    "learned-shape": "the learned shape, from the teacher's largest members",
+    "learned-shape-fresh": "the learned shape, from the teacher's convolutions",
     "teacher": "teacher",
     "warmed-up": "teacher after its front end's warm-up",
     "random": "random weights",
@@ -42,8 +46,15 @@ Row = dict[str, Any]
 
 
 def results(folder: Path) -> dict[str, Row]:
-    """Of each model and floor, by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != LATENCY}
+    """Of each model and floor, by name; of runs that failed, none.
+
+    Raises UserError if they are of several teachers.
+    """
+    paths = [path for path in sorted(folder.glob("*.json")) if path.name != LATENCY]
+    found = {path.stem: json.loads(path.read_text()) for path in paths}
+    if len(teachers := {row.get("teacher") for row in found.values()}) > 1:
+        raise UserError(f"{folder} has results of {len(teachers)} teachers: keep those of one")
+    return {name: row for name, row in found.items() if "failed" not in row}
 
 
 def groups(found: dict[str, Row]) -> dict[tuple[Any, ...], list[Row]]:
@@ -54,12 +65,13 @@ def groups(found: dict[str, Row]) -> dict[tuple[Any, ...], list[Row]]:
             cell = row["cell"]
             key = (cell["method"], cell["keep"], cell["ablation"], cell["audio"], cell["steps"])
             by_settings[key][cell["rate"]].append(row | {"name": name})
-    return {key: max(rates.values(), key=_dev_of_seed_0) for key, rates in by_settings.items()}
+    return {key: max(rates.values(), key=_score) for key, rates in by_settings.items()}
 
 
-def _dev_of_seed_0(rows: list[Row]) -> float:
+def _score(rows: list[Row]) -> tuple[float, int]:
+    """As rates are chosen: by seed 0; of equal ones, that which has more seeds."""
     first = next((row for row in rows if row["cell"]["seed"] == 0), rows[0])
-    return float(first["keyword"]["dev_accuracy"] + first["speaker"]["dev_accuracy"])
+    return dev_score(first), len(rows)
 
 
 def label(key: tuple[Any, ...]) -> str:
@@ -86,7 +98,10 @@ def _closeness(row: Row) -> float | None:
 
 def table(found: dict[str, Row], latency: dict[str, float]) -> str:
     """Markdown: references, then the cells by kept fraction."""
-    head = ("", "parameters", "M MACs/s", "keyword, %", "speaker, %", "distillation loss", "ms for 10 s", "CPU hours")
+    head = (
+        *("", "parameters", "M MACs/s", "keyword, %", "speaker, %", "speakers never heard, %"),
+        *("distillation loss", "expected", "ms for 10 s", "CPU hours"),
+    )
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     rows = [(NAMES[name], [found[name] | {"name": name}]) for name in REFERENCES if name in found]
     grouped = groups(found)
@@ -98,6 +113,8 @@ def table(found: dict[str, Row], latency: dict[str, float]) -> str:
         first = same[0]
         hours = [row["cpu_seconds"] / 3600 for row in same if "cpu_seconds" in row]
         times = [latency[row["name"]] for row in same if row["name"] in latency]
+        unheard = [row["never_heard"] for row in same if "never_heard" in row]
+        expected = [row["expected_before_selection"] for row in same if "expected_before_selection" in row]
         losses = [loss for loss in map(_closeness, same) if loss is not None]
         cells = (
             title,
@@ -105,7 +122,9 @@ def table(found: dict[str, Row], latency: dict[str, float]) -> str:
             f"{first['macs_per_second'] / 1e6:.0f}" if "macs_per_second" in first else "",
             _accuracy(same, "keyword"),
             _accuracy(same, "speaker"),
+            f"{100 * sum(unheard) / len(unheard):.1f}" if unheard else "",
             f"{sum(losses) / len(losses):.3f}" if losses else "",
+            f"{sum(expected) / len(expected):.3f}" if expected else "",
             f"{sum(times) / len(times):.0f}" if times else "",
             f"{sum(hours) / len(hours):.2f}" if hours else "",
         )

@@ -10,10 +10,10 @@ from diminuendo.structure.axis import Axis
 
 
 def magnitude(axes: Sequence[Axis], state: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " members"]]:
-    """The L1 norm of all that goes with a member, relative to its axis's mean; infinite for a sublayer.
+    """The rank, in (0, 1], of a member in its axis by the L1 norm of all that goes with it; infinite for a sublayer.
 
-    Layers differ in the scale of their weights for reasons that say nothing of importance, so members are compared
-    within their axis: over all axes, each then loses about the same fraction. Buffers do not count.
+    Layers differ in the scale and the spread of their weights for reasons that say nothing of importance, so members
+    are compared within their axis alone: of all axes the same fraction goes. Buffers do not count.
     """
     scores = {}
     for axis in axes:
@@ -29,5 +29,5 @@ def magnitude(axes: Sequence[Axis], state: Mapping[str, Tensor]) -> dict[str, Fl
             sizes = weight.detach().float().cpu().abs().movedim(piece.dim, 0).reshape(length, -1).sum(1)
             owner = piece.members(axis.size, length)
             total.index_add_(0, owner[owner >= 0], sizes[owner >= 0])
-        scores[axis.name] = total / total.mean()
+        scores[axis.name] = (total.argsort(stable=True).argsort() + 1) / axis.size
     return scores
