@@ -13,7 +13,7 @@ from diminuendo.data.synthetic import make_corpus
 from diminuendo.errors import UserError
 from diminuendo.recipes import RECIPES
 from diminuendo.training.loop import LoopConfig
-from diminuendo.training.pretrain import PretrainConfig
+from diminuendo.training.pretrain_config import PretrainConfig
 from tiny import audio
 
 QUIET = LoopConfig(device="cpu", quiet=True)

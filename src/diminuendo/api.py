@@ -19,7 +19,7 @@ from diminuendo.recipes import RECIPES
 from diminuendo.training import compress as compression
 from diminuendo.training import pretrain as pretraining
 from diminuendo.training.loop import LoopConfig, TrainingConfig
-from diminuendo.training.pretrain import PretrainConfig
+from diminuendo.training.pretrain_config import PretrainConfig
 from diminuendo.training.two_stages import CompressConfig, Source
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,8 @@ from diminuendo.students.deep_thin import deep_thin
 from diminuendo.training.compress import compress
 from diminuendo.training.distil import DistilConfig, distil
 from diminuendo.training.loop import LoopConfig
-from diminuendo.training.pretrain import PretrainConfig, pretrain
+from diminuendo.training.pretrain import pretrain
+from diminuendo.training.pretrain_config import PretrainConfig
 from diminuendo.training.run import write_json
 from diminuendo.training.two_stages import CompressConfig
 

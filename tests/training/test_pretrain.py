@@ -16,7 +16,8 @@ from diminuendo.training import pretrain as pretraining
 from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
 from diminuendo.training.loop import LoopConfig
 from diminuendo.training.own_prediction import encoder_of, own_prediction
-from diminuendo.training.pretrain import PretrainConfig, pretrain
+from diminuendo.training.pretrain import pretrain
+from diminuendo.training.pretrain_config import PretrainConfig
 from diminuendo.training.run import Run
 from diminuendo.training.schedules import warm_up_hold_decay
 
