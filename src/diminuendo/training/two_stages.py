@@ -46,7 +46,8 @@ class CompressConfig(TrainingConfig):
     a model that `pretrain` has made.
     layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
     fixed: kinds of axes that are left as they are, like ("channels",).
-    gate_learning_rate, multiplier_learning_rate: None for 0.02, more in runs so short that gates could not close.
+    gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
+    for 10 / steps.
     warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start; those of
     feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has 0.5).
     """
@@ -67,7 +68,7 @@ class CompressConfig(TrainingConfig):
     multiplier_learning_rate: float | None = None
     warm_up: float = 0.3
     distil_warm_up: float = 0.2
-    ramp: float = 0.1
+    ramp: float = 0.5
     drop_rate: float = 0.01
     neuron_drop_rate: float | None = None
 
@@ -102,14 +103,14 @@ class CompressConfig(TrainingConfig):
     @property
     def gate_rate(self) -> float:
         # From the start to a shut gate log_alpha has some 6 to go, and Adam moves by at most the learning rate a step:
-        # at 100 / steps that takes as long as the target's ramp, so gates can follow it.
+        # at 100 / steps that takes a sixteenth of them, so gates can follow the target's ramp.
         return max(0.02, 100.0 / self.steps) if self.gate_learning_rate is None else self.gate_learning_rate
 
     @property
     def multiplier_rate(self) -> float:
-        # The loss rises by less than 1 while most of a model goes, so a price of about 1 for all of it is enough. More
-        # drives all gates shut before the loss could tell them apart.
-        return max(0.02, 6.0 / self.steps) if self.multiplier_learning_rate is None else self.multiplier_learning_rate
+        # Over the target's ramp a multiplier can rise to 5. Faster ones wind up while gates still travel, shut too
+        # many, and bring them back all together (docs/LOG.md).
+        return 10.0 / self.steps if self.multiplier_learning_rate is None else self.multiplier_learning_rate
 
 
 @dataclass(frozen=True)
