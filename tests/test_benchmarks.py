@@ -28,6 +28,7 @@ from diminuendo.pruning.budget import parse_budget
 from diminuendo.students.deep_thin import deep_thin
 from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
 from diminuendo.training.own_prediction import encoder_of
+from diminuendo.training.progress import Diverged
 
 RATES_FOUND: Any = dict.fromkeys(COMPARED, 1e-3)
 
@@ -318,17 +319,25 @@ def test_a_worker_makes_and_probes_everything_once_and_the_results_are_of_one_te
 
 
 @pytest.mark.usefixtures("small_bench")
-def test_a_cell_that_fails_is_an_outcome_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_diverges_is_an_outcome_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = make.make
+
+    failure: Exception = RuntimeError("a bug")
 
     def make_or_diverge(cell: Cell, *others: Any) -> dict[str, Any]:
         if cell.method == "fixed":
-            raise RuntimeError("the loss is not finite")
+            raise failure
         return made(cell, *others)
 
     monkeypatch.setattr(make, "make", make_or_diverge)
     monkeypatch.setattr(bench, "comparison", lambda rates: [])
-    bench.worker(commands(tmp_path / "speech"), tmp_path / "work", 0)
+    speech = commands(tmp_path / "speech")
+    with pytest.raises(RuntimeError, match="a bug"):
+        bench.worker(speech, tmp_path / "work", 0)
+    failure = Diverged("the loss is not finite")
+    bench.worker(speech, tmp_path / "work", 0)
     kept = json.loads((tmp_path / "work" / "results" / f"{Cell('fixed', 1e-3).name}.json").read_text())
     assert kept["failed"] == "the loss is not finite"
     methods = {row["cell"]["method"] for row in table.results(tmp_path / "work" / "results").values() if "cell" in row}

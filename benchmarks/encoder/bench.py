@@ -21,6 +21,7 @@ from diminuendo.api import source_of
 from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
+from diminuendo.training.progress import Diverged
 from diminuendo.training.run import fingerprint
 from diminuendo.training.two_stages import Source
 
@@ -157,10 +158,10 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 
 def outcome(bench: Bench, cell: Cell) -> dict[str, Any]:
-    """The cell's result, or why there is none: a rate that is too high is an answer, and the rest goes on."""
+    """The cell's result, or why there is none: that a rate is too high is an answer; other errors are none."""
     try:
         return {"cell": asdict(cell), **bench.run(cell)}
-    except RuntimeError as error:
+    except Diverged as error:
         logging.exception("%s failed", cell.name)
         return {"cell": asdict(cell), "failed": str(error)}
 

@@ -82,10 +82,11 @@ def test_a_killed_pretraining_resumes_to_the_same_weights(step, finished, cuts, 
     assert result["accuracy"] == finished[1]["accuracy"]
 
 
-def test_a_killed_pretraining_in_bf16_resumes_to_the_same_weights(cuts, tmp_path, monkeypatch):
-    config = replace(CONFIG, precision="bf16")
+@pytest.mark.parametrize("step", [3, 13])
+def test_a_killed_pretraining_with_a_clip_head_in_bf16_resumes_to_the_same_weights(step, cuts, tmp_path, monkeypatch):
+    config = replace(CONFIG, precision="bf16", clip_weights=(1.0, 2.0))
     pretrain("micro-hubert", cuts, tmp_path / "whole", config, loop=LOOP)
-    kill_after(monkeypatch, 13)
+    kill_after(monkeypatch, step)
     with pytest.raises(Killed):
         pretrain("micro-hubert", cuts, tmp_path / "out", config, loop=LOOP)
     monkeypatch.undo()

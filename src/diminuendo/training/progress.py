@@ -13,6 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class Diverged(RuntimeError):  # noqa: N818 - what happened, as with Interrupted
+    """A loss or gradients that are not finite."""
+
+
 class StageProgress:
     """A progress bar on a terminal; elsewhere a line every now and then; nothing when quiet."""
 
@@ -86,10 +90,10 @@ class Meter:
             self.watched = self.watched.to(value.device) + 0.0 * value.detach().sum()
 
     def check(self) -> None:
-        """Raises RuntimeError if scalars or gradients are not finite: nothing after that would be worth having."""
+        """Raises Diverged if scalars or gradients are not finite: nothing after that would be worth having."""
         if not all(value.isfinite() for value in (self.watched, *self.sums.values())):
             values = {name: float(total) / self.count for name, total in self.sums.items()}
-            raise RuntimeError(f"training diverged, or gradients did: {values}; a lower learning rate may help")
+            raise Diverged(f"training diverged, or gradients did: {values}; a lower learning rate may help")
 
     def take(self) -> dict[str, float]:
         """As `check`, and starts anew."""
