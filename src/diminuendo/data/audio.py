@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 Reason = Literal["missing", "broken", "empty", "silent", "too short", "non-finite"]
 NAMED_AT_MOST = 20
+ROUNDED_SECONDS = 0.1  # by which a manifest and a file may differ and still mean the same
 UNKNOWN_FRAMES = 2**62  # and more is what libsndfile says of a length that a FLAC header leaves open
 
 
@@ -40,8 +41,8 @@ def load_waveform(
 
     Channels are averaged (those that the cut names, where its recording declares more than one). Audio louder than
     full scale, as lossy codecs and float files may hold, is scaled down to it. With `max_seconds`, a longer clip is
-    cropped to that length at a place that `generator` draws, and no more of a file is decoded. Where manifest and audio
-    disagree on the length, the audio wins.
+    cropped to that length at a place that `generator` draws, and no more of a file is decoded. Of a file that is longer
+    than its manifest states, the beginning is read, as NeMo does; a rounded length means all of it.
 
     Raises:
         BadAudio: the clip is missing, broken, empty, silent, shorter than `min_seconds`, or holds NaN or infinity.
@@ -133,9 +134,10 @@ def _frames_of(cut: Cut, file: Any) -> tuple[int, int]:
     """First frame and number of frames of the cut, within what the file has."""
     recording, rate = cut.recording, file.samplerate
     if cut.start == 0 and cut.duration >= recording.duration - 1e-3:
-        if abs(file.frames / rate - recording.duration) > 0.1:
+        beyond = file.frames / rate - recording.duration
+        if abs(beyond) > ROUNDED_SECONDS:
             _tell_of_lengths(cut.id, file.frames / rate, cut.duration)
-        return 0, file.frames
+        return 0, round(cut.duration * rate) if beyond > ROUNDED_SECONDS else file.frames
     first = min(round(cut.start * rate), file.frames)
     return first, min(round(cut.duration * rate), file.frames - first)
 

@@ -14,7 +14,7 @@ from lhotse.cut import Cut
 from diminuendo.data.audio import UNKNOWN_FRAMES
 from diminuendo.errors import UserError
 
-# A lhotse recording must state a rate and a length. Without a header these stand in; audio.py believes the file.
+# A lhotse recording must state a rate and a length. Without a header these stand in; what is wrong is found in reading.
 NOMINAL_RATE = 16_000
 NOMINAL_SECONDS = 1.0
 
