@@ -50,10 +50,10 @@ bench-encoder: env
 	$(BIN)/python -m benchmarks.encoder $(SPEECH) --work $(WORK) --workers $(WORKERS)
 	$(BIN)/python -m benchmarks.encoder.table --work $(WORK) --latency --plot $(WORK)/encoder.png
 
-# make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; an idle hour, 20 GB
+# make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; two idle hours, resumable, 20 GB
 bench-step: env
 	$(BIN)/python -m benchmarks.step $(if $(PUBLISHED),--published $(PUBLISHED))
-	$(BIN)/python -m benchmarks.step --growth --runs 1 --threads 1 $(if $(PUBLISHED),--published $(PUBLISHED))
+	$(BIN)/python -m benchmarks.step --growth --runs 2 --threads 1 $(if $(PUBLISHED),--published $(PUBLISHED))
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

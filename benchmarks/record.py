@@ -30,22 +30,33 @@ def machine() -> dict[str, Any]:
 
 
 def commit(checkout: Path) -> str | None:
-    """The commit of a checkout, with "-dirty" where files differ from it; None where git knows of none."""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of a checkout, with "-dirty" where files differ from it, results kept here apart; None without git."""
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        head = _git(checkout, "rev-parse", "--short=12", "HEAD")
+        differ = _git(checkout, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{head}-dirty" if differ else head
 
 
-def record(path: Path, values: dict[str, Any]) -> Path:
-    """Writes `values` and where they come from; of paths on the command line, the last part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _git(checkout: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(checkout), *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def origin() -> dict[str, Any]:
+    """Where a result comes from: the command (of paths on its line, the last part), code, date and machine."""
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     command = shlex.join(["python", "-m", *_module(), *words])
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    origin = {"command": command, "commit": commit(ROOT), "date": date, "machine": machine()}
-    write_json(path, origin | values)
+    return {"command": command, "commit": commit(ROOT), "date": date, "machine": machine()}
+
+
+def record(path: Path, values: dict[str, Any]) -> Path:
+    """Writes `values` and where they come from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, origin() | values)
     return path
 
 

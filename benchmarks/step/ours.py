@@ -17,6 +17,7 @@ from diminuendo.pruning.budget import selected_cost
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.cost import CostModel
+from diminuendo.training.attention import choose_attention
 from diminuendo.training.loop import Group, Stage, make_optimizer
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.schedules import constant
@@ -66,16 +67,16 @@ def learned_shape(axes: Sequence[Axis], cost: CostModel, total: float) -> Select
 
 
 class Step:
-    """HuBERT with random weights, gated, against a frozen copy; one step a call."""
+    """HuBERT with random weights, gated, against a frozen copy; one step a call, of clips of `seconds`."""
 
-    def __init__(self, size: str, precision: str) -> None:
-        self.config = compress_config()
-        self.precision = precision
+    def __init__(self, size: str, precision: str, seconds: float) -> None:
+        self.config = compress_config(precision=precision, max_seconds=seconds)
         torch.manual_seed(0)
         teacher: Any = HubertModel(HubertConfig(**SIZES[size])).eval()
         family = family_of(teacher)
         student: Any = family.plain(teacher)
         self.parameters = count_parameters(teacher)
+        choose_attention(student, self.config, torch.device("cpu"))
         gates = Gates(family.axes(student))
         attach(student, gates)
         cost = build_cost_model(family.plain(teacher))
@@ -115,21 +116,8 @@ class Step:
         """Sets the gates as they are at the start, or once the target is reached: those of `learned_shape` open."""
         self.gates.log_alpha.copy_(self.log_alpha[state])
 
-    def __call__(self, waveforms: Tensor, mark: Callable[[str], None] = lambda part: None) -> None:
-        lengths = torch.full((len(waveforms),), waveforms.shape[1])
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = self.objective(waveforms, lengths, 0, 0)["loss"]
-        mark("gates and cost")
-        loss.backward()
-        mark("gates and cost")
-        torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective.gates.clamp()
-        mark("optimiser")
-
-    def parts(self, waveforms: Tensor) -> dict[str, float]:
-        """Seconds of one step by part; they sum to it.
+    def __call__(self, waveforms: Tensor) -> dict[str, float]:
+        """Makes a step; gives its seconds by part, which sum to it.
 
         The gated weights are made before the student runs instead of one by one as it does, which is the same work. In
         the backward pass autograd takes the last node first: loss, encoder, front end, and the gates' products last.
@@ -141,7 +129,7 @@ class Step:
             marks.append((part, time.perf_counter()))
 
         def mark_gradient(tensor: Tensor, part: str) -> None:
-            tensor.register_hook(lambda gradient: mark(part))  # type: ignore[no-untyped-call]
+            hooks.append(tensor.register_hook(lambda gradient: mark(part)))  # type: ignore[no-untyped-call]
 
         def sample(draw: int) -> None:
             Gates.sample(objective.gates, draw)
@@ -171,7 +159,7 @@ class Step:
         started = time.perf_counter()
         try:
             with parametrize.cached():
-                self(waveforms, mark)
+                self._step(waveforms, mark)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -182,7 +170,21 @@ class Step:
             started = at
         return found
 
-    def flops(self, waveforms: Tensor) -> float:
-        """Of the teacher's forward pass and of the student's forward and backward pass, all members there."""
+    def _step(self, waveforms: Tensor, mark: Callable[[str], None]) -> None:
+        lengths = torch.full((len(waveforms),), waveforms.shape[1])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = self.objective(waveforms, lengths, 0, 0)["loss"]
+        mark("gates and cost")
+        loss.backward()
+        mark("gates and cost")
+        torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.gates.clamp()
+        mark("optimiser")
+
+    def flops(self, waveforms: Tensor) -> dict[str, float]:
+        """Of the teacher's forward pass and of the forward and backward pass of what is left of the student."""
         macs_per_second = count_macs_per_second(self.teacher, waveforms.shape[1] / 16_000)  # attention's grow
-        return 4 * 2 * macs_per_second * waveforms.numel() / 16_000
+        forward = 2 * macs_per_second * waveforms.numel() / 16_000
+        return {"start": 4 * forward, "target reached": (1 + 3 * self.kept["macs"]) * forward}

@@ -1,18 +1,27 @@
 """The results of the step benchmark as Markdown tables: times beside floor and published code, and parts of the step.
 
-python -m benchmarks.step.table
+    python -m benchmarks.step.table
+
+"Busy" is the least share of its threads' time that a measured step had: below 0.95 with one thread, something else ran.
 """
 
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
 from benchmarks.step.ours import PARTS, SIZES, STATES
+from diminuendo.errors import UserError
 
 
-def results() -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in (RESULTS / "step").glob("*.json")]
+def results(folder: Path) -> list[dict[str, Any]]:
+    """In the order of the table. UserError if they are of several commits or machines."""
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    for key in ("commit", "machine"):
+        if len({json.dumps(result[key], sort_keys=True) for result in found}) > 1:
+            raise UserError(f"{folder} has results of more than one {key}: keep those of one")
     sizes = list(SIZES)
     return sorted(
         found, key=lambda r: (sizes.index(r["size"]), r["clip_seconds"], r["precision"] != "fp32", r["threads"])
@@ -30,32 +39,35 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def times(found: Sequence[dict[str, Any]]) -> str:
-    head = ["", "floor, s", *(f"ours, {state}" for state in STATES), "published", *(f"ratio, {s}" for s in STATES)]
     rows = []
     for result in found:
-        seconds = result["median_seconds"]
-        cells = [f"{result['floor_seconds']:.1f}", *(f"{seconds[state]:.1f}" for state in STATES)]
-        cells.append(f"{seconds['published']:.1f}" if "published" in seconds else "")
+        medians, floors = result["median_seconds"], result["floor_seconds"]
+        cells = [f"{medians[state]:.1f} ({floors[state]:.1f})" for state in STATES]
+        cells.append(f"{medians['published']:.1f}" if "published" in medians else "")
         ratios = result.get("over_published", {})
         cells += [f"{ratios[state]:.2f}" if ratios else "" for state in STATES]
-        memory = [result["peak_memory_mb"].get(who, 0) for who in ("ours", "published")]
-        cells += ["does not fit" if peak is None else f"{peak / 1000:.1f}" if peak else "" for peak in memory]
-        rows.append([name(result), *cells])
-    return markdown([*head, "GB, ours", "GB, published"], rows)
+        peaks = result["peak_memory_mb"]
+        cells += [f"{peaks[who] / 1000:.1f}" if who in peaks else "" for who in ("ours", "published")]
+        if "published" in result["does_not_fit"]:
+            cells[-1] = "does not fit"
+        rows.append([name(result), *cells, str(result["runs"]), f"{min(map(min, result['busy'].values())):.2f}"])
+    head = [f"ours, {state}, s (floor)" for state in STATES] + ["published, s", *(f"ratio, {s}" for s in STATES)]
+    return markdown(["", *head, "GB, ours", "GB, published", "runs", "busy"], rows)
 
 
 def parts(found: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        [f"{name(result)}, {state}", *(f"{second:.2f}" for second in _parts_and_sum(result["parts"][state]))]
-        for result in found
-        for state in STATES
-    ]
-    return markdown(["seconds, of other steps than above", *PARTS, "sum"], rows)
-
-
-def _parts_and_sum(seconds: dict[str, float]) -> list[float]:
-    return [*(seconds[part] for part in PARTS), sum(seconds.values())]
+    rows = []
+    for result in found:
+        for state in STATES:
+            seconds = [*(result["parts"][state][part] for part in PARTS)]
+            rows.append([f"{name(result)}, {state}", *(f"{second:.2f}" for second in [*seconds, sum(seconds)])])
+    return markdown(["seconds of the median step", *PARTS, "sum"], rows)
 
 
 if __name__ == "__main__":
-    print(times(results()), parts(results()), sep="\n\n")
+    try:
+        kept = results(RESULTS / "step")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(times(kept), parts(kept), sep="\n\n")
