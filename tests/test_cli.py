@@ -80,6 +80,10 @@ WRONG = {
     "nothing long enough": ("{model}", "{short}", [], "none of the 1 clips can be used"),
     "contradicting flags": ("{model}", "{audio}", ["--resume", "--overwrite"], "contradict"),
     "unknown option": ("{model}", "{audio}", ["--nosuch"], "--nosuch"),
+    "a setting that is none": ("{model}", "{audio}", ["--set", "learning_rate"], "expected NAME=VALUE"),
+    "an unknown setting": ("{model}", "{audio}", ["--set", "rate=1"], "unknown setting 'rate'"),
+    "a setting of another type": ("{model}", "{audio}", ["--set", "layers=[0, 1.5]"], "--set layers=[0, 1.5]: Input"),
+    "a setting beside its flag": ("{model}", "{audio}", ["--set", "steps=3"], "steps is given twice"),
     "not a number": ("{model}", "{audio}", ["--steps", "many"], "--steps"),
     "no threads": ("{model}", "{audio}", ["--threads", "0"], "--threads must be at least 1"),
 }
@@ -212,7 +216,7 @@ def test_ctrl_c_outside_of_training_ends_in_one_line(
     monkeypatch.setattr("diminuendo.api.read_cuts", interrupted)
     out = inputs["root"] / "out"
     status, printed, err = run(capsys, monkeypatch, "compress", inputs["model"], inputs["audio"], "--out", out, *SHORT)
-    assert (status, printed) == (2, "")
+    assert (status, printed) == (130, "")
     assert err.strip().splitlines()[-1].startswith("error: interrupted")
 
 
@@ -236,7 +240,7 @@ def test_ctrl_c_stops_after_the_step_and_says_how_to_resume(audio_folder: Path, 
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 130
     assert err.strip().splitlines()[-1].startswith("error: interrupted after step")
     assert "--resume" in err
     assert (out / "checkpoint.pt").is_file()

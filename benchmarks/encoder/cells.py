@@ -15,7 +15,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without-stage-2": {"distil_steps": 0, "steps": STEPS},
     "without-convolutions": {"fixed": ("channels", "groups")},
     "published-start": {"neuron_drop_rate": 0.5},
-    "published-ramp": {"ramp": 0.1, "multiplier_learning_rate": 0.02},
+    "published-budget": {"ramp": 0.1, "multiplier_learning_rate": 0.02, "two_sided": True},
 }
 
 

@@ -180,7 +180,7 @@ class Step:
         torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.objective.gates.clamp()
+        self.objective.clamp()
         mark("optimiser")
 
     def flops(self, waveforms: Tensor) -> dict[str, float]:

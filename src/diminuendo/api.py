@@ -1,13 +1,15 @@
 """The public functions: what the command line does, from Python."""
 
+import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from diminuendo.data.manifest import ALL, read_cuts
 from diminuendo.errors import UserError
@@ -18,7 +20,7 @@ from diminuendo.profiling.latency import profile as profile_model
 from diminuendo.recipes import RECIPES
 from diminuendo.training import compress as compression
 from diminuendo.training import pretrain as pretraining
-from diminuendo.training.loop import LoopConfig, TrainingConfig
+from diminuendo.training.loop import LoopConfig, TrainingConfig, device_type
 from diminuendo.training.pretrain_config import PretrainConfig
 from diminuendo.training.two_stages import CompressConfig, Source
 
@@ -70,6 +72,33 @@ def _given(config: type[TrainingConfig], settings: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def read_settings(config: type[TrainingConfig], texts: Sequence[str], **flags: Any) -> dict[str, Any]:
+    """The flags that were given, and texts like `learning_rate=1e-4` or `layers=[0, 6, 12]`, as their fields' types.
+
+    UserError for a text that is none, of a wrong type, of a flag that was given as well, or of an unknown field.
+    """
+    found, types = _given(config, flags), get_type_hints(config)
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: expected NAME=VALUE, like learning_rate=1e-4")
+        if name in found:
+            raise UserError(f"--set {text}: {name} is given twice; give it once")
+        _given(config, {name: value})
+        try:
+            found[name] = TypeAdapter(types[name]).validate_python(_json_or_text(value))
+        except ValidationError as error:
+            raise UserError(f"--set {text}: {error.errors()[0]['msg']}") from error
+    return found
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
 def compress_to_result(
     model: str | Path | Model,
     data: str | Path,
@@ -88,8 +117,8 @@ def compress_to_result(
     """Compresses a model into the directory `out` and returns the run's result, which is there as result.json too.
 
     keep: the budget, like {"params": 0.25} or "params=23.5M". settings: fields of CompressConfig, which replace the
-    recipe's. With `dry_run` nothing is written, and what the run would take is returned. Raises UserError for wrong
-    input.
+    recipe's. With `dry_run` nothing is written, and what the run would take is returned. A model that is given as an
+    object is left in evaluation mode and on the run's device. Raises UserError for wrong input.
     """
     config = compress_config(recipe, keep=None if keep is None else keep_text(keep), **settings)
     cuts = read_cuts(data, split)
@@ -154,10 +183,22 @@ def compress(model: str | Path | Model, data: str | Path, out: str | Path, **opt
 
 
 def evaluate(
-    model: str | Path | Model, data: str | Path, probe: str, *, seed: int = 0, max_clips: int | None = None
+    model: str | Path | Model,
+    data: str | Path,
+    probe: str,
+    *,
+    seed: int = 0,
+    max_clips: int | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """The accuracy of a probe ("keyword" or "speaker") on a model's frozen features; see evaluation.probes."""
+    """The accuracy of a probe ("keyword" or "speaker") on a model's frozen features; see evaluation.probes.
+
+    device: as for training; a model that is given as an object stays where it is unless it is named.
+    """
+    here = device_type(device)
     source = source_of(model)
+    if isinstance(model, str | Path) or device != "auto":
+        source.model.to(here)
     features = encoder_features(source.model, source.extractor)
     return asdict(run_probe(probe, features, read_cuts(data, ALL), seed, max_clips=max_clips))
 
@@ -165,9 +206,9 @@ def evaluate(
 def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
     """Parameters, MACs, bytes, latency, real-time factor and peak memory; see profiling.latency."""
     loaded = source_of(model).model
-    samples = torch.tensor([round(seconds * SAMPLING_RATE)])
     if not 0 < seconds < math.inf:
         raise UserError(f"--seconds {seconds:g}: expected the length of a clip in seconds; 10 is usual")
+    samples = torch.tensor([round(seconds * SAMPLING_RATE)])
     if int(family_of(loaded).frame_lengths(loaded, samples)) < 1:
         raise UserError(f"--seconds {seconds:g} is too short for a frame of the model; 10 is usual")
     return profile_model(loaded, seconds, threads, runs)

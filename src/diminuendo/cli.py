@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints.
 
-Exit status 0: done; 2: the input is wrong, one line says how; 1: anything else.
+Exit status 0: done; 2: the input is wrong, one line says how; 130: interrupted; 1: anything else.
 """
 
 import errno
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer._click.exceptions import ClickException
 
-from diminuendo.errors import UserError
+from diminuendo.errors import Interrupted, UserError
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 # What a file system refuses is nobody's bug: a full disk, a folder that is not one's own, a name too long.
@@ -37,12 +37,16 @@ ModelArgument = Annotated[str, MODEL]
 DataArgument = Annotated[str, DATA]
 Out = Annotated[Path, typer.Option(help="Where the model and the run's log go.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the first (joint) stage.")]
-SecondsPerBatch = Annotated[float | None, typer.Option(help="Seconds of audio a batch.")]
+SecondsPerBatch = Annotated[float | None, typer.Option(help="Seconds of audio a batch, for every process.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (autocast).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: as many as torch chooses.")]
 Split = Annotated[str | None, typer.Option(help="Rows of this split (default: train; all, if no row names one).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, like learning_rate=1e-4; may be repeated."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; start it if there is none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a run left in --out.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run can reach and what it takes; write nothing.")]
@@ -64,6 +68,7 @@ def compress(
     accumulate: Annotated[int | None, typer.Option(help="Batches an optimiser step.")] = None,
     seed: Seed = None,
     precision: Precision = None,
+    settings: Settings = None,
     device: Device = "auto",
     threads: Threads = None,
     split: Split = None,
@@ -77,12 +82,12 @@ def compress(
     _prepare(threads, quiet)
     from diminuendo import api
     from diminuendo.training.loop import LoopConfig
+    from diminuendo.training.two_stages import CompressConfig
 
     result = api.compress_to_result(
         model,
         data,
         out,
-        keep=keep,
         recipe=recipe,
         teacher=teacher,
         split=split,
@@ -90,12 +95,17 @@ def compress(
         overwrite=overwrite,
         dry_run=dry_run,
         loop=LoopConfig(device=device, quiet=quiet),
-        round_to=round_to,
-        steps=steps,
-        seconds_per_batch=seconds_per_batch,
-        accumulate=accumulate,
-        seed=seed,
-        precision=precision,
+        **api.read_settings(
+            CompressConfig,
+            settings or (),
+            keep=keep,
+            round_to=round_to,
+            steps=steps,
+            seconds_per_batch=seconds_per_batch,
+            accumulate=accumulate,
+            seed=seed,
+            precision=precision,
+        ),
     )
     if not _is_main_process():
         return
@@ -134,6 +144,7 @@ def evaluate(
     ] = "keyword",
     seed: Seed = None,
     max_clips: Annotated[int | None, typer.Option(min=1, help="A seeded sample of so many clips.")] = None,
+    device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -143,7 +154,7 @@ def evaluate(
     from diminuendo import api
 
     _print(
-        api.evaluate(model, data, probe, seed=seed or 0, max_clips=max_clips),
+        api.evaluate(model, data, probe, seed=seed or 0, max_clips=max_clips, device=device),
         as_json,
         lambda r: (
             f"{r['task']} accuracy {r['accuracy']:.1%} ({r['low']:.1%} to {r['high']:.1%}), {r['test_clips']:,} clips"
@@ -161,6 +172,7 @@ def pretrain(
     accumulate: Annotated[int | None, typer.Option(help="Batches an optimiser step.")] = None,
     seed: Seed = None,
     precision: Precision = None,
+    settings: Settings = None,
     device: Device = "auto",
     threads: Threads = None,
     split: Split = None,
@@ -174,6 +186,7 @@ def pretrain(
     _prepare(threads, quiet)
     from diminuendo import api
     from diminuendo.training.loop import LoopConfig
+    from diminuendo.training.pretrain_config import PretrainConfig
 
     result = api.pretrain(
         configuration,
@@ -184,11 +197,15 @@ def pretrain(
         overwrite=overwrite,
         dry_run=dry_run,
         loop=LoopConfig(device=device, quiet=quiet),
-        steps=steps,
-        seconds_per_batch=seconds_per_batch,
-        accumulate=accumulate,
-        seed=seed,
-        precision=precision,
+        **api.read_settings(
+            PretrainConfig,
+            settings or (),
+            steps=steps,
+            seconds_per_batch=seconds_per_batch,
+            accumulate=accumulate,
+            seed=seed,
+            precision=precision,
+        ),
     )
     if _is_main_process():
         _print(result, as_json, _pretrain_dry_run_text if dry_run else _pretrain_text)
@@ -223,7 +240,7 @@ def demo(
     from dataclasses import replace
 
     from diminuendo import demo as story
-    from diminuendo.training.loop import Interrupted, LoopConfig
+    from diminuendo.training.loop import LoopConfig
 
     pretraining, compression = story.demo_configs(seed or 0)
     try:
@@ -238,7 +255,7 @@ def demo(
             loop=LoopConfig(device=device, quiet=quiet),
         )
     except (Interrupted, KeyboardInterrupt):
-        raise UserError("interrupted; the same command goes on where it was") from None
+        raise Interrupted("interrupted; the same command goes on where it was") from None
     _print(result, as_json, lambda r: f"{story.table_text(r['table'])}\n\nmodel: {r['model']}\nreport: {r['report']}")
 
 
@@ -321,13 +338,13 @@ def main() -> None:
     except (UserError, ClickException) as error:
         message = error.format_message() if isinstance(error, ClickException) else str(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        status = 2
+        status = INTERRUPTED if isinstance(error, Interrupted) else 2
     except OSError as error:
         if error.errno not in REFUSED:
             raise
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("error: interrupted; a run goes on with the same command and --resume", file=sys.stderr)
-        status = 2
+        print("error: interrupted; compress and pretrain go on with the same command and --resume", file=sys.stderr)
+        status = INTERRUPTED
     sys.exit(status)

@@ -88,6 +88,34 @@ def test_the_multipliers_weigh_the_gap_and_its_square() -> None:
     assert multipliers(torch.tensor(0.5), 0.75).item() == 2.0 * -0.25 + 3.0 * 0.0625
 
 
+@pytest.mark.parametrize(("removed", "two_sided", "pull"), [(0.5, False, -2.5), (0.8, False, 0.0), (0.8, True, -0.7)])
+def test_nothing_pulls_once_the_target_is_met_unless_the_penalty_is_two_sided(
+    removed: float, two_sided: bool, pull: float
+) -> None:
+    multipliers = Multipliers(two_sided=two_sided)
+    with torch.no_grad():
+        multipliers.linear.fill_(-1.0)
+        multipliers.quadratic.fill_(3.0)
+    fraction = torch.tensor(removed, requires_grad=True)
+    multipliers(fraction, 0.75).backward()
+    assert fraction.grad is not None
+    assert fraction.grad.item() == pytest.approx(pull)
+    # The linear one comes back as it went; the other goes on only while too little is removed.
+    assert multipliers.linear.grad is not None
+    assert multipliers.quadratic.grad is not None
+    assert multipliers.linear.grad.item() == pytest.approx(removed - 0.75)
+    assert (multipliers.quadratic.grad.item() == 0.0) == (removed > 0.75 and not two_sided)
+
+
+@pytest.mark.parametrize(("two_sided", "after"), [(False, 0.0), (True, 0.5)])
+def test_the_linear_multiplier_never_rewards_opening_unless_two_sided(two_sided: bool, after: float) -> None:
+    multipliers = Multipliers(two_sided=two_sided)
+    with torch.no_grad():
+        multipliers.linear.fill_(0.5)
+    multipliers.clamp()
+    assert multipliers.linear.item() == after
+
+
 @cache
 def tiny_cost(style: str) -> CostModel:
     model = tiny_model("hubert", style, intermediate_size=44, conv_dim=[24] * 7)

@@ -10,11 +10,11 @@ from transformers import HubertForSequenceClassification, Wav2Vec2FeatureExtract
 
 import diminuendo
 from diminuendo import api
-from diminuendo.errors import UserError
+from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.training.loop import LoopConfig
-from diminuendo.training.two_stages import CompressConfig
-from tiny import QUIET, audio, compress, tiny_model
+from diminuendo.training.two_stages import CompressConfig, TwoStages
+from tiny import QUIET, audio, compress, interrupt, tiny_model, weights
 
 
 @pytest.mark.parametrize("keep", ["params=0.4", "macs=0.5", "params=14k"])
@@ -63,14 +63,28 @@ def test_a_clip_that_only_the_second_stage_meets_is_in_the_result(
     assert result["skipped"].startswith("skipped 1 clip: 1 too short")
 
 
-def test_a_recogniser_keeps_its_head_and_its_tokenizer(audio_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("distil_steps", [0, 6])
+def test_a_recognisers_head_reads_what_was_distilled(
+    distil_steps: int, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last states go through a map before they are compared; so they do before its head."""
     recogniser = tiny_model("wav2vec2", "large", ctc=True)
     save(recogniser, Wav2Vec2FeatureExtractor(), tmp_path / "asr")
     (tmp_path / "asr" / "vocab.json").write_text('{"a": 0}')
-    compress(tmp_path / "asr", audio_folder, tmp_path / "small")
+    found: list[torch.nn.Module] = []
+    fold = TwoStages._fold_map
+    monkeypatch.setattr(TwoStages, "_fold_map", lambda self, *given: (found.append(given[1]), fold(self, *given)))
+    options = {"learning_rate": 0.01, "distil_steps": distil_steps}
+    compress(tmp_path / "asr", audio_folder, tmp_path / "small", **options)
     small = diminuendo.load(tmp_path / "small")
-    assert torch.equal(small.lm_head.weight, recogniser.lm_head.weight)
+    shared = found[0].maps["shared"]
+    assert (shared.weight - torch.eye(32)).abs().max() > 1e-3
+    with torch.inference_mode():
+        states = small.wav2vec2(audio()).last_hidden_state
+        torch.testing.assert_close(small.lm_head(states), recogniser.lm_head(shared(states)))
     assert (tmp_path / "small" / "vocab.json").read_text() == '{"a": 0}'
+    compress(tmp_path / "small", audio_folder, tmp_path / "again", keep="params=0.9", teacher=tmp_path / "asr")
+    assert torch.equal(diminuendo.load(tmp_path / "again").lm_head.weight, small.lm_head.weight)
 
 
 def test_a_compressed_model_can_be_compressed_again(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
@@ -94,7 +108,9 @@ def test_axes_of_a_fixed_kind_keep_their_members(teacher_folder: Path, audio_fol
     assert all(shape[name] == full[name] for name in sublayers)
 
 
-def test_a_model_can_be_pruned_by_its_own_objective_and_resumed(audio_folder: Path, tmp_path: Path) -> None:
+def test_a_model_can_be_pruned_by_its_own_objective_and_resumed(
+    audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"steps": 8, "num_clusters": 3, "clip_weights": (1.0, 5.0)}
     api.pretrain("micro-hubert", audio_folder, tmp_path / "ssl", loop=QUIET, **settings)
     options = {"keep": "params=0.7", "objective": "masked_prediction"}
@@ -104,6 +120,12 @@ def test_a_model_can_be_pruned_by_its_own_objective_and_resumed(audio_folder: Pa
     assert [line["stage"] for line in lines if "masked" in line] == ["joint"] * 12 + ["distil"] * 6
     assert not any("l1" in line for line in lines)
     assert lines[0]["masked_prediction"] == pytest.approx(lines[0]["masked"] + 5 * lines[0]["clip"], rel=1e-4)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 15)
+        with pytest.raises(Interrupted):
+            compress(tmp_path / "ssl", audio_folder, tmp_path / "parts", **options)
+    compress(tmp_path / "ssl", audio_folder, tmp_path / "parts", **options, resume=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
 def test_only_a_model_with_labels_has_an_objective_of_its_own(

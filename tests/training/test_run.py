@@ -8,35 +8,29 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from transformers import Wav2Vec2FeatureExtractor
 
 import diminuendo
 from diminuendo import api
-from diminuendo.errors import UserError
+from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
-from diminuendo.training.loop import Interrupted
-from tiny import QUIET, compress, tiny_model, weights
+from diminuendo.training.loop import device_type, make_accelerator
+from diminuendo.training.progress import Diverged
+from tiny import QUIET, compress, interrupt, tiny_model, weights
 
 
 @pytest.mark.parametrize("interrupted_at", [5, 12, 15])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     interrupted_at: int, teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diminuendo.training import loop
-
     compress(teacher_folder, audio_folder, tmp_path / "whole", accumulate=2)
-    steps = 0
-
-    def counting(self: object, here: bool) -> bool:
-        nonlocal steps
-        steps += 1
-        return steps == interrupted_at
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_anyone", counting)
+        interrupt(patch, interrupted_at)
         with pytest.raises(Interrupted, match="--resume"):
             compress(teacher_folder, audio_folder, tmp_path / "parts", accumulate=2)
     assert not (tmp_path / "parts" / "config.json").exists()
@@ -92,24 +86,102 @@ def test_a_run_whose_gradients_are_not_finite_stops_before_it_writes_a_checkpoin
     clip_grad_norm = torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
     loop = replace(QUIET, checkpoint_every=1, log_every=100)
-    with pytest.raises(RuntimeError, match="diverged"):
+    with pytest.raises(Diverged, match="--set learning_rate"):
         compress(teacher_folder, audio_folder, tmp_path / "small", loop=loop)
     saved = torch.load(tmp_path / "small" / "checkpoint.pt", weights_only=False)
     assert saved["step"] == 2
     assert all(value.isfinite().all() for value in saved["module"].values())
 
 
-def test_two_processes_make_a_model_that_loads(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    arguments = command(teacher_folder, audio_folder, tmp_path / "small", "--json")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+# Every process notes the clips that it hears and the weights and gates that it has at the end of the joint stage.
+NOTING = """
+import json, os, sys
+from pathlib import Path
+from diminuendo import cli
+from diminuendo.data.batching import TrainingBatches
+from diminuendo.training.run import fingerprint
+from diminuendo.training.two_stages import TwoStages
+
+def step(self, step=TrainingBatches.__next__):
+    batch = step(self)
+    heard.append([cut.id for cut in batch.cuts])
+    return batch
+
+def remove(self, objective, remove=TwoStages._remove):
+    found = {"heard": heard, "weights": fingerprint(objective.student), "gates": objective.gates.log_alpha.tolist()}
+    Path(os.environ["NOTES"] + "." + os.environ["RANK"]).write_text(json.dumps(found))
+    return remove(self, objective)
+
+heard = []
+TrainingBatches.__next__, TwoStages._remove = step, remove
+cli.main()
+"""
+
+
+def test_two_processes_hear_different_clips_and_have_one_model(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "noting.py").write_text(NOTING)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [str(tmp_path / "noting.py"), *command(teacher_folder, audio_folder, tmp_path / "small", "--json")[2:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NOTES": str(tmp_path / "notes")}
     done = subprocess.run(
         [sys.executable, *launch, *arguments], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     model = diminuendo.load(tmp_path / "small")
     assert sum(p.numel() for p in model.parameters()) == json.loads(done.stdout)["params"]["student"]
+    first, second = (json.loads((tmp_path / f"notes.{rank}").read_text()) for rank in (0, 1))
+    assert (first["weights"], first["gates"]) == (second["weights"], second["gates"])
+    together = list(zip(first["heard"], second["heard"], strict=True))[-60:]  # those before were only looked at
+    assert sum(set(here).isdisjoint(there) for here, there in together) > 30
+    # The last clip of an epoch, where it is the only one left.
+    assert all(set(here).isdisjoint(there) or (here == there and len(here) == 1) for here, there in together)
+
+
+def test_where_steps_are_long_lines_and_checkpoints_come_by_the_clock(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = replace(QUIET, checkpoint_every=1000, log_every=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr("diminuendo.training.loop.LOG_SECONDS", 0.0)
+        patch.setattr("diminuendo.training.loop.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("diminuendo.training.two_stages.remove", _die)
+        with pytest.raises(KeyboardInterrupt):
+            compress(teacher_folder, audio_folder, tmp_path / "parts", loop=loop)
+    assert len((tmp_path / "parts" / "log.jsonl").read_text().splitlines()) == 12
+    with monkeypatch.context() as patch:
+        saved: list[int] = []
+        patch.setattr("diminuendo.training.loop.save_checkpoint", lambda path, state: saved.append(state["step"]))
+        patch.setattr("diminuendo.training.loop.CHECKPOINT_SECONDS", 0.0)
+        compress(teacher_folder, audio_folder, tmp_path / "whole", loop=loop)
+    assert saved == [*range(1, 13), *range(1, 7)]
+
+
+def _die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_has_the_values_that_it_took_and_tells_of_other_versions(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    compress(teacher_folder, audio_folder, tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert [name for name, value in run["config"].items() if value is None] == ["neuron_drop_rate"]
+    assert run["versions"]["torch"] == torch.__version__
+    compress(teacher_folder, audio_folder, tmp_path, resume=True)
+    assert not any("versions" in message for message in caplog.messages)
+    monkeypatch.setattr("diminuendo.training.run.versions", lambda: {**run["versions"], "torch": "3.0"})
+    compress(teacher_folder, audio_folder, tmp_path, resume=True)
+    assert "'torch': '3.0'" in caplog.messages[-1]
+
+
+def test_a_device_is_chosen_anew_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    PartialState._shared_state["device"] = torch.device("meta")  # as an earlier run had it
+    assert make_accelerator("fp32", "cpu").device.type == "cpu"
+    for there, chosen in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert device_type("auto") == chosen
 
 
 def test_a_directory_that_is_not_empty_is_left_alone(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
@@ -188,18 +260,15 @@ def test_a_run_killed_between_its_last_steps_finishes_as_if_it_had_not_been(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
 
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     def save_and_die(*arguments: object, **options: object) -> None:
         save(*arguments, **options)
-        die()
+        _die()
 
     place, instead = {
-        "before removal": ("two_stages.remove", die),
-        "before saving": ("compress.save", die),
+        "before removal": ("two_stages.remove", _die),
+        "before saving": ("compress.save", _die),
         "after saving": ("compress.save", save_and_die),
-        "before the checkpoint goes": ("run.Path.unlink", die),
+        "before the checkpoint goes": ("run.Path.unlink", _die),
     }[killed]
     expected = compress(teacher_folder, audio_folder, whole)
     with monkeypatch.context() as patch:

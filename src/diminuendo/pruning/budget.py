@@ -72,17 +72,27 @@ def parse_budget(text: str) -> Budget:
 class Multipliers(nn.Module):
     """The two Lagrange multipliers of l1 (s - t) + l2 (s - t)^2; they ascend (an optimiser group with maximize=True).
 
-    s and t are removed fractions of the cost, expected and asked for (DPHuBERT, section 2.3).
+    s and t are removed fractions of the cost, expected and asked for (DPHuBERT, section 2.3). Published, the term is
+    two-sided: where s is above t it opens gates, those of useless members as fast as any. Ours is that of the
+    constraint s >= t: once it is met nothing pulls, and l1 stays at or below 0 (`clamp`, after every step).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, two_sided: bool = False) -> None:
         super().__init__()
+        self.two_sided = two_sided
         self.linear = nn.Parameter(torch.zeros(()))
         self.quadratic = nn.Parameter(torch.zeros(()))
 
     def forward(self, removed: Float[Tensor, ""], target: float) -> Float[Tensor, ""]:
         gap = removed - target
-        return self.linear * gap + self.quadratic * gap.square()
+        short = gap if self.two_sided else gap.clamp(max=0.0)
+        return self.linear * (short + (gap - short).detach()) + self.quadratic * short.square()
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keeps l1 from pulling gates open."""
+        if not self.two_sided:
+            self.linear.clamp_(max=0.0)
 
 
 def _allowed_sizes(axis: Axis, round_to: int) -> list[int]:

@@ -97,13 +97,13 @@ class Gates(nn.Module):
             return None
         return members.int().argsort(descending=True, stable=True)[:count].sort().values
 
-    def evaluate(self, selection: Selection | None = None) -> None:
-        """Sets the gates without noise; with a selection, exactly its members are open."""
+    def evaluate(self, selection: Selection | None = None, floor: float = KEPT_GATE_FLOOR) -> None:
+        """Sets the gates without noise; with a selection, exactly its members are open, at least by `floor`."""
         with torch.no_grad():
             values = hard_concrete.evaluation_gate(self.log_alpha)
             if selection is not None:
                 kept = torch.cat([selection[axis.name] for axis in self.axes]).to(values.device)
-                values = values.clamp(min=KEPT_GATE_FLOOR) * kept
+                values = values.clamp(min=floor) * kept
         self.values = values
         self.present = dict.fromkeys(self.ranges)
 

@@ -31,7 +31,7 @@ def read_run(directory: Path, name: str) -> LoggedRun:
     """Raises UserError for a directory that holds no run, or one that logged nothing, or a damaged file in it."""
     path = directory / "run.json"
     if not path.is_file():
-        raise UserError(f"{directory} holds no run (no run.json); give the --out of a compress, pretrain or finetune")
+        raise UserError(f"{directory} holds no run (no run.json); give the --out of a compress or pretrain")
     lines = _read_log(directory / "log.jsonl")
     finished = directory / "result.json"
     result = _object(finished, finished.read_text(errors="replace")) if finished.is_file() else None

@@ -42,7 +42,7 @@ def write_report(
     has logged nothing or is damaged, or if `out` cannot be written.
     """
     if not runs and not tables:
-        raise UserError("nothing to report: give at least one directory that compress, pretrain or finetune wrote")
+        raise UserError("nothing to report: give at least one directory that compress or pretrain wrote")
     if out.is_dir():
         raise UserError(f"--out {out} is a directory; expected a file, like {out / 'report.html'}")
     names = [run.resolve().name for run in runs]
@@ -76,7 +76,7 @@ def _comparison(runs: Sequence[LoggedRun]) -> Table:
                 " ".join(str(run.identity[key]) for key in ("command", "recipe") if run.identity.get(key)),
                 *sizes,
                 _fact("removal_error", result["removal_error"]) if "removal_error" in result else "-",
-                run.lines[-1]["loss"] if run.lines[-1].get("stage") == "distil" else "-",
+                run.lines[-1]["loss"] if run.lines[-1].get("stage") == "distil" and _distils(run) else "-",
                 "not finished"
                 if run.result is None
                 else _fact("seconds", result["seconds"])
@@ -85,6 +85,10 @@ def _comparison(runs: Sequence[LoggedRun]) -> Table:
             )
         )
     return Table("Comparison", columns, rows)
+
+
+def _distils(run: LoggedRun) -> bool:
+    return str(run.identity.get("config", {}).get("objective", "distillation")) == "distillation"
 
 
 def _after(size: Mapping[str, float] | float | None) -> tuple[Cell, Cell]:

@@ -22,8 +22,8 @@ tags: [diminuendo, speech, compressed]
 | parameters | {params["teacher"]:,} | {params["student"]:,} | {params["kept"]:.1%} |
 | MACs per second of audio | {macs["teacher"]:,.0f} | {macs["student"]:,.0f} | {macs["kept"]:.1%} |
 
-The model after removal equals the model whose gates were learned: relative error {result["removal_error"]:.1e},
-the largest over all hidden states, on real audio. Expected kept fraction before selection:
+Removing what was selected equals shutting its gates: relative error {result["removal_error"]:.1e}, the largest over
+all hidden states, on real audio. Kept fraction that the learned gates expected before the selection met the budget:
 {result["expected_before_selection"]:.4f}.
 
     import diminuendo

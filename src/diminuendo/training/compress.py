@@ -85,7 +85,7 @@ def compress(
 
         def write() -> None:
             auto_class = "AutoModelForCTC" if is_recogniser(removed) else "AutoModel"
-            card = compression_card(result, recipe, asdict(config), run.log, auto_class=auto_class)
+            card = compression_card(result, recipe, asdict(job.config), run.log, auto_class=auto_class)
             save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
 
         return result, write
@@ -131,14 +131,15 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     depth, teacher_depth = source.model.config.num_hidden_layers, teacher.config.num_hidden_layers
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
-    layers = default_layers(depth) if config.layers is None else config.layers
+    config = config.resolved(default_layers(depth))
+    layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
     plain = family_of(source.model).plain(source.model)
     cost = build_cost_model(plain, free_axes(plain, config.fixed))
     total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
     check_budget(cost, config.budget, total, config.round_to)
-    stages = TwoStages(source, teacher, cuts, config, layers, cost, total)
+    stages = TwoStages(source, teacher, cuts, config, cost, total)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
     return _Job(stages, cost, total, _identity(source, teacher, cuts, config, recipe), recipe)
 

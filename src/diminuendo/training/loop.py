@@ -1,5 +1,6 @@
 """The training loop that every long command shares: one stage, resumable to the bit, on one process or many."""
 
+import os
 import signal
 import threading
 import time
@@ -19,11 +20,14 @@ from torch import nn
 from diminuendo.data.audio import Skipped
 from diminuendo.data.batching import TrainingBatches
 from diminuendo.data.sampling import BatchSettings
-from diminuendo.errors import UserError
+from diminuendo.errors import Interrupted, UserError
 from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
 from diminuendo.training.progress import Meter, StageProgress
 from diminuendo.training.run import Run
 from diminuendo.training.schedules import Schedule
+
+LOG_SECONDS = 60.0
+CHECKPOINT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,8 @@ class TrainingConfig:
 class LoopConfig:
     """Where a run happens and what is seen of it; its results do not depend on it.
 
-    log_every, checkpoint_every: steps; 0 means some 200 log lines and 20 checkpoints a stage.
+    log_every, checkpoint_every: steps; 0 means some 200 log lines and 20 checkpoints a stage. Where steps are long
+    there is a line every LOG_SECONDS and a checkpoint every CHECKPOINT_SECONDS as well.
     """
 
     device: str = "auto"
@@ -106,25 +111,31 @@ class Stage:
     after_step: Callable[[], None] = lambda: None
 
 
-class Interrupted(UserError):  # noqa: N818 - what the user did, not an error of the run
-    """Ctrl-C: the step was finished and the checkpoint written."""
+def device_type(device: str) -> str:
+    """cpu or cuda; "auto" is cuda where there is one. UserError for a device that there is not."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: expected auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device that torch can use; give --device cpu")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_accelerator(precision: str, device: str) -> Accelerator:
     """UserError for a precision or a device that there is not."""
     if precision not in ("fp32", "bf16"):
         raise UserError(f"--precision {precision}: expected fp32 or bf16")
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: expected auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device that torch can use; give --device cpu")
-    AcceleratorState._reset_state()  # it keeps the precision of the process's last run, and refuses another
-    return Accelerator(
-        cpu=device == "cpu",
+    # It keeps the precision of the process's last run, and refuses another; what is below it keeps the device.
+    alone = "LOCAL_RANK" not in os.environ
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    accelerator = Accelerator(
+        cpu=device_type(device) == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
         # Layers above the last distilled one get no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if device not in ("auto", accelerator.device.type):
+        raise UserError(f"--device {device}: accelerate chose {accelerator.device}; see its environment variables")
+    return accelerator
 
 
 @contextmanager
@@ -201,6 +212,7 @@ class Loop:
         log_every = self.config.log_every or max(1, stage.steps // 200)
         checkpoint_every = self.config.checkpoint_every or max(1, stage.steps // 20)
         meter = Meter(self.accelerator.num_processes, accumulate)
+        next_log, next_checkpoint = time.monotonic() + LOG_SECONDS, time.monotonic() + CHECKPOINT_SECONDS
         with ExitStack() as stack:
             asked = stack.enter_context(_deferred_interrupt())
             progress = stack.enter_context(self._progress(stage, start))
@@ -223,12 +235,14 @@ class Loop:
                 stage.after_step()
                 progress.advance()
                 done = step + 1
-                if done % log_every == 0 or done == stage.steps:
+                if done % log_every == 0 or done == stage.steps or time.monotonic() > next_log:
+                    next_log = time.monotonic() + LOG_SECONDS
                     self._log(stage, done, meter.take(), progress)
-                stop = self._anyone(asked.is_set())
-                if done % checkpoint_every == 0 or done == stage.steps or stop:
+                stop, due = self._anyone(asked.is_set(), time.monotonic() > next_checkpoint)
+                if done % checkpoint_every == 0 or done == stage.steps or stop or due:
                     meter.check()
                     self._checkpoint(stage, done, optimizer, batches)
+                    next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
                 if stop:
                     raise Interrupted(
                         f"interrupted after step {done} of {stage.steps} ({stage.name}); checkpoint written: "
@@ -248,12 +262,13 @@ class Loop:
         if self.accelerator.is_main_process:
             self.run.append({"stage": stage.name, "step": step, "total_step": stage.offset + step, **values})
 
-    def _anyone(self, here: bool) -> bool:
-        """Whether any process was asked to stop: they have to stop together."""
+    def _anyone(self, *here: bool) -> list[bool]:
+        """Which of these holds in any process: they have to stop, and to write checkpoints, together."""
         if self.accelerator.num_processes == 1:
-            return here
-        flag = torch.tensor([float(here)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+            return list(here)
+        flags = torch.tensor(here, dtype=torch.float32, device=self.accelerator.device)
+        found: list[bool] = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        return found
 
     def _checkpoint(self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, batches: TrainingBatches) -> None:
         several = self.accelerator.num_processes > 1

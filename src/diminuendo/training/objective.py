@@ -62,7 +62,7 @@ class JointObjective(nn.Module):
     """An objective while gates learn what can go: + l1 (s - t) + l2 (s - t)^2, s and t removed fractions of the cost.
 
     objective: gives `loss` and its parts, of a model on which `gates` are; `name`: what its loss is called beside the
-    sum. The target t rises linearly from 0 to `removed` over `ramp_steps` steps.
+    sum. The target t rises linearly from 0 to `removed` over `ramp_steps` steps. two_sided: as in `Multipliers`.
     """
 
     def __init__(
@@ -76,9 +76,11 @@ class JointObjective(nn.Module):
         total: float,
         removed: float,
         ramp_steps: int,
+        two_sided: bool = False,
     ) -> None:
         super().__init__()
-        self.objective, self.name, self.gates, self.multipliers = objective, name, gates, Multipliers()
+        self.objective, self.name, self.gates = objective, name, gates
+        self.multipliers = Multipliers(two_sided=two_sided)
         self.cost, self.kind, self.total = cost, kind, total
         self.removed, self.ramp_steps = removed, ramp_steps
 
@@ -87,6 +89,11 @@ class JointObjective(nn.Module):
         """The model that the objective is of."""
         student: Model = self.objective.student
         return student
+
+    def clamp(self) -> None:
+        """Keeps gates within reach and multipliers of their sign; call after every optimiser step."""
+        self.gates.clamp()
+        self.multipliers.clamp()
 
     def target(self, step: int) -> float:
         return self.removed * min(1.0, (step + 1) / max(1, self.ramp_steps))

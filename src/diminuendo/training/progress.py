@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from diminuendo.errors import UserError
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Diverged(RuntimeError):  # noqa: N818 - what happened, as with Interrupted
+class Diverged(UserError):  # noqa: N818 - what happened, as with Interrupted
     """A loss or gradients that are not finite."""
 
 
@@ -93,7 +95,10 @@ class Meter:
         """Raises Diverged if scalars or gradients are not finite: nothing after that would be worth having."""
         if not all(value.isfinite() for value in (self.watched, *self.sums.values())):
             values = {name: float(total) / self.count for name, total in self.sums.items()}
-            raise Diverged(f"training diverged, or gradients did: {values}; a lower learning rate may help")
+            raise Diverged(
+                f"training diverged, or gradients did: {values}; a lower learning rate may help, like "
+                "--set learning_rate=1e-4, in another --out"
+            )
 
     def take(self) -> dict[str, float]:
         """As `check`, and starts anew."""

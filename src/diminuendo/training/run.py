@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from diminuendo.errors import UserError
 from diminuendo.export.huggingface import TOKENIZER_FILES, travelling_file
 from diminuendo.families import FAMILIES, Model
 from diminuendo.training.checkpoint import clear_on_full_disk, is_full
+
+log = logging.getLogger(__name__)
 
 # All that a run writes; --overwrite removes these and nothing else. run.json goes last: it says that the rest is ours.
 _OURS = (
@@ -93,7 +97,7 @@ class Run:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 if not (self.directory / "run.json").is_file():
-                    write_json(self.directory / "run.json", self.identity)
+                    write_json(self.directory / "run.json", {**self.identity, "versions": versions()})
             except OSError as error:
                 if is_full(error):
                     raise
@@ -117,7 +121,12 @@ class Run:
             raise UserError(
                 f"--resume: {self.directory} holds no run (no run.json); give the --out of the run to continue"
             )
-        there, here = _flat(_read_json(path)), _flat(json.loads(json.dumps(self.identity)))
+        found = _read_json(path)
+        if (made_with := found.pop("versions", {})) != versions():
+            log.warning(
+                "--resume: the run was begun with %s, this is %s: it may go on otherwise", made_with, versions()
+            )
+        there, here = _flat(found), _flat(json.loads(json.dumps(self.identity)))
         for key in {**there, **here}:
             # One model may be named in two ways; its fingerprint counts.
             if key != "source" and there.get(key) != here.get(key):
@@ -146,6 +155,11 @@ class Run:
         write_json(self.directory / "result.json", result)
         self.checkpoint.unlink(missing_ok=True)
         self.result = result
+
+
+def versions() -> dict[str, str]:
+    """Of what a run's results depend on beside its identity."""
+    return {name: version(name) for name in ("diminuendo", "torch", "transformers")}
 
 
 def clips_of(cuts: CutSet) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, valid
 from diminuendo.errors import UserError
 from diminuendo.families import Model, build, family_of, model_inputs
 from diminuendo.pruning.budget import Budget, parse_budget, select, selected_cost
-from diminuendo.pruning.gating import Gates, attach, plain_state
+from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach, plain_state
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, AxisKind
 from diminuendo.structure.cost import CostModel
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 Objective = Literal["distillation", "masked_prediction"]
 
 REMOVAL_TOLERANCE = 1e-4
-WARN_OFF_BUDGET = 0.02
+OFF_BUDGET = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class CompressConfig(TrainingConfig):
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
     for 10 / steps.
     warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start; those of
-    feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has 0.5).
+    feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has 0.5). two_sided: the published penalty, which
+    also opens gates where too many are shut.
     """
 
     keep: str = "params=0.25"
@@ -69,6 +70,7 @@ class CompressConfig(TrainingConfig):
     warm_up: float = 0.3
     distil_warm_up: float = 0.2
     ramp: float = 0.5
+    two_sided: bool = False
     drop_rate: float = 0.01
     neuron_drop_rate: float | None = None
 
@@ -91,6 +93,16 @@ class CompressConfig(TrainingConfig):
             raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
         if self.distil_steps is not None and self.distil_steps < 0:
             raise UserError(f"distil_steps must not be negative, got {self.distil_steps}")
+
+    def resolved(self, layers: tuple[int, ...]) -> "CompressConfig":
+        """The same with every value in the place of its None, `layers` being the default ones of the model's depth."""
+        return replace(
+            self,
+            layers=layers if self.layers is None else self.layers,
+            distil_steps=self.second_stage_steps,
+            gate_learning_rate=self.gate_rate,
+            multiplier_learning_rate=self.multiplier_rate,
+        )
 
     @property
     def budget(self) -> Budget:
@@ -123,7 +135,7 @@ class Source:
 
 
 class TwoStages:
-    """The two stages of one compression."""
+    """The two stages of one compression. `config` is a resolved one."""
 
     def __init__(
         self,
@@ -131,12 +143,11 @@ class TwoStages:
         teacher: Model,
         cuts: CutSet,
         config: CompressConfig,
-        layers: tuple[int, ...],
         cost: CostModel,
         total: float,
     ) -> None:
         self.source, self.teacher, self.cuts, self.config = source, teacher, cuts, config
-        self.layers, self.cost, self.total = layers, cost, total
+        self.layers, self.cost, self.total = config.layers or (), cost, total
         self.family = family_of(source.model)
 
     def _distillation(self) -> HiddenDistillation:
@@ -170,6 +181,7 @@ class TwoStages:
             total=self.total,
             removed=1.0 - config.budget.amount(self.total) / self.total,
             ramp_steps=round(config.steps * config.ramp),
+            two_sided=config.two_sided,
         ).to(device)
 
     def first(self, trainer: Loop) -> Model:
@@ -186,7 +198,7 @@ class TwoStages:
             Group([objective.gates.log_alpha], config.gate_rate, constant, clipped=False),
             Group(multipliers, config.multiplier_rate, constant, maximize=True, clipped=False),
         ]
-        stage = Stage("joint", config.steps, objective, groups, after_step=objective.gates.clamp)
+        stage = Stage("joint", config.steps, objective, groups, after_step=objective.clamp)
         skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest)
         removed, facts = self._remove(objective)
         trainer.carried = {**facts, "sampling_at_start": at_start, "skipped": skipped}
@@ -223,26 +235,33 @@ class TwoStages:
             expected = float(objective.expected_kept())
         scores = {axis.name: gates.log_alpha.detach()[gates.of(axis.name)].cpu() for axis in gates.axes}
         selection = select(self.cost, config.budget, self.total, scores, config.round_to)
-        gates.evaluate(selection)
-        state = remove(gates.axes, plain_state(student), selection)
         whole = shape_of(self.family.axes(student))
         shape: Shape = {**whole, **shape_before(self.source.model), **shape_of(gates.axes, selection)}
-        removed = build(
-            self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model)
-        )
-        error = removal_error(removed, student, self.source.extractor, self.check_batch)
-        if not error < REMOVAL_TOLERANCE:
-            raise RuntimeError(
-                f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
-                "no model was written, please report this"
+        error = 0.0
+        # First with gates of 1: of a member that was kept though shut, a wrong weight would hardly be seen.
+        for floor in (1.0, KEPT_GATE_FLOOR):
+            gates.evaluate(selection, floor)
+            state = remove(gates.axes, plain_state(student), selection)
+            removed = build(
+                self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model)
             )
+            error = max(error, removal_error(removed, student, self.source.extractor, self.check_batch))
+            if not error < REMOVAL_TOLERANCE:
+                raise RuntimeError(
+                    f"the removed model is not the gated one: relative error {error:.2e}, allowed "
+                    f"{REMOVAL_TOLERANCE:g}; no model was written, please report this"
+                )
         kept = selected_cost(self.cost, config.budget.kind, selection) / self.total
-        if abs(expected - kept) > WARN_OFF_BUDGET:
+        if expected - kept > OFF_BUDGET:
             log.warning(
-                "the gates' expected kept fraction was %.3f, the selection keeps %.3f: more steps, or a higher gate "
-                "learning rate, would let the multipliers finish",
+                "the gates would keep %.3f, the selection keeps %.3f, so it removes what is open: more steps, or a "
+                "higher gate_learning_rate, would let them close",
                 expected,
                 kept,
+            )
+        elif kept - expected > OFF_BUDGET:
+            log.info(
+                "the gates would keep %.3f; the selection opens the best of what is shut, up to %.3f", expected, kept
             )
         facts = {
             "shape": shape,
@@ -272,16 +291,35 @@ class TwoStages:
 
     def second(self, trainer: Loop, removed: Model) -> None:
         """Goes on with the removed model, in place, and says in `carried` what was skipped so far."""
-        config, steps = self.config, self.config.second_stage_steps
-        if not steps:
-            return
         objective = self._objective(removed, trainer.accelerator.device)
         objective.load_state_dict({**objective.state_dict(), **trainer.carried["heads"]})
+        if self.config.second_stage_steps:
+            self._distil(trainer, objective)
+        if isinstance(objective, DistillationObjective):
+            self._fold_map(removed, objective.distillation)
+
+    def _distil(self, trainer: Loop, objective: nn.Module) -> None:
+        config, steps = self.config, self.config.second_stage_steps
         schedule = warm_up_then_decay(steps, config.distil_warm_up)
         group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
         stage = Stage("distil", steps, objective, [group], offset=config.steps)
         skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest, order=1)
         trainer.carried["skipped"] = skipped
+
+    @torch.no_grad()
+    def _fold_map(self, removed: Model, distillation: HiddenDistillation) -> None:
+        """Lets a recogniser's head read what was distilled: not the last states but what the map makes of them.
+
+        Where the teacher is another model than MODEL the head is of neither's states, and stays as it is.
+        """
+        if self.teacher is not self.source.model or not is_recogniser(removed):
+            return
+        if removed.config.num_hidden_layers not in self.layers or getattr(removed.config, "add_adapter", False):
+            return
+        head = removed.lm_head
+        shared = distillation.maps["shared"].to(head.weight.device)
+        head.bias += head.weight @ shared.bias
+        head.weight.copy_(head.weight @ shared.weight)
 
 
 def _trained(*modules: nn.Module) -> list[nn.Parameter]:
