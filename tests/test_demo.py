@@ -12,7 +12,7 @@ from diminuendo import api, demo
 from diminuendo.data.synthetic import make_corpus
 from diminuendo.errors import UserError
 from diminuendo.recipes import RECIPES
-from diminuendo.training.loop import LoopConfig
+from diminuendo.training.config import LoopConfig
 from diminuendo.training.pretrain_config import PretrainConfig
 from tiny import audio
 

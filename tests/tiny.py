@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from diminuendo import api
-from diminuendo.training.loop import Loop, LoopConfig
+from diminuendo.training.config import LoopConfig
+from diminuendo.training.loop import Loop
 
 SETTINGS = {"steps": 12, "seconds_per_batch": 3.0, "round_to": 1}
 QUIET = LoopConfig(device="cpu", quiet=True)

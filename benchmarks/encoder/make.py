@@ -18,11 +18,12 @@ from diminuendo.pruning.removal import remove
 from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.students.deep_thin import deep_thin
 from diminuendo.training.compress import compress
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.config import LoopConfig
 from diminuendo.training.distil import DistilConfig, distil
-from diminuendo.training.loop import LoopConfig
 from diminuendo.training.pretrain import pretrain
 from diminuendo.training.pretrain_config import PretrainConfig
-from diminuendo.training.two_stages import CompressConfig, Source
+from diminuendo.training.two_stages import Source
 
 ENCODER = "tiny-hubert"
 PRETRAINING = PretrainConfig(

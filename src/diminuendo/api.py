@@ -20,9 +20,11 @@ from diminuendo.profiling.latency import profile as profile_model
 from diminuendo.recipes import RECIPES
 from diminuendo.training import compress as compression
 from diminuendo.training import pretrain as pretraining
-from diminuendo.training.loop import LoopConfig, TrainingConfig, device_type
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.config import LoopConfig, TrainingConfig
+from diminuendo.training.device import device_type
 from diminuendo.training.pretrain_config import PretrainConfig
-from diminuendo.training.two_stages import CompressConfig, Source
+from diminuendo.training.two_stages import Source
 
 log = logging.getLogger(__name__)
 

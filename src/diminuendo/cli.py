@@ -81,8 +81,8 @@ def compress(
     """Learn what of MODEL can go, remove it, and distil the rest."""
     _prepare(threads, quiet)
     from diminuendo import api
-    from diminuendo.training.loop import LoopConfig
-    from diminuendo.training.two_stages import CompressConfig
+    from diminuendo.training.compress_config import CompressConfig
+    from diminuendo.training.config import LoopConfig
 
     result = api.compress_to_result(
         model,
@@ -185,7 +185,7 @@ def pretrain(
     """Train an encoder on audio alone: masked prediction of clusters, HuBERT's two iterations."""
     _prepare(threads, quiet)
     from diminuendo import api
-    from diminuendo.training.loop import LoopConfig
+    from diminuendo.training.config import LoopConfig
     from diminuendo.training.pretrain_config import PretrainConfig
 
     result = api.pretrain(
@@ -240,7 +240,7 @@ def demo(
     from dataclasses import replace
 
     from diminuendo import demo as story
-    from diminuendo.training.loop import LoopConfig
+    from diminuendo.training.config import LoopConfig
 
     pretraining, compression = story.demo_configs(seed or 0)
     try:

@@ -29,12 +29,12 @@ from diminuendo.report.page import Table
 from diminuendo.report.write import write_report
 from diminuendo.students.deep_thin import deep_thin
 from diminuendo.training.compress import compress
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.config import LoopConfig
 from diminuendo.training.distil import DistilConfig, distil
-from diminuendo.training.loop import LoopConfig
 from diminuendo.training.pretrain import pretrain
 from diminuendo.training.pretrain_config import PretrainConfig
 from diminuendo.training.run import write_json
-from diminuendo.training.two_stages import CompressConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import diminuendo
 from diminuendo.families import family_of
 from diminuendo.training import two_stages
 from diminuendo.training.attention import choose_attention
-from diminuendo.training.loop import TrainingConfig
+from diminuendo.training.config import TrainingConfig
 from tiny import QUIET, SETTINGS, audio, tiny_model
 
 

@@ -12,8 +12,9 @@ import diminuendo
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
-from diminuendo.training.loop import LoopConfig
-from diminuendo.training.two_stages import CompressConfig, TwoStages
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.config import LoopConfig
+from diminuendo.training.two_stages import TwoStages
 from tiny import QUIET, audio, compress, interrupt, tiny_model, weights
 
 

@@ -13,8 +13,8 @@ from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
 from diminuendo.families import load
 from diminuendo.training import pretrain as pretraining
+from diminuendo.training.config import LoopConfig
 from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
-from diminuendo.training.loop import LoopConfig
 from diminuendo.training.own_prediction import encoder_of, own_prediction
 from diminuendo.training.pretrain import pretrain
 from diminuendo.training.pretrain_config import PretrainConfig

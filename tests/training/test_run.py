@@ -19,7 +19,7 @@ import diminuendo
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
-from diminuendo.training.loop import device_type, make_accelerator
+from diminuendo.training.device import device_type, make_accelerator
 from diminuendo.training.progress import Diverged
 from tiny import QUIET, compress, interrupt, tiny_model, weights
 

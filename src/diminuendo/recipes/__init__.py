@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from diminuendo.recipes.dphubert import dphubert
-from diminuendo.training.two_stages import CompressConfig
+from diminuendo.training.compress_config import CompressConfig
 
 RECIPES: dict[str, Callable[[], CompressConfig]] = {"dphubert": dphubert}
 

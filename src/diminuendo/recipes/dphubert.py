@@ -1,6 +1,6 @@
 """DPHuBERT (Peng et al., Interspeech 2023, arXiv 2305.17651): joint distillation and pruning of an encoder."""
 
-from diminuendo.training.two_stages import CompressConfig
+from diminuendo.training.compress_config import CompressConfig
 
 
 def dphubert() -> CompressConfig:

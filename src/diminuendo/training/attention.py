@@ -3,7 +3,7 @@
 import torch
 
 from diminuendo.families import Model
-from diminuendo.training.loop import TrainingConfig
+from diminuendo.training.config import TrainingConfig
 
 SHORT_SECONDS = 5.0
 

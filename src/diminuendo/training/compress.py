@@ -19,11 +19,14 @@ from diminuendo.pruning.budget import check_budget, smallest_cost
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import shape_of
 from diminuendo.training.card import compression_card
-from diminuendo.training.loop import Loop, LoopConfig, carry_out, make_accelerator
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.config import LoopConfig
+from diminuendo.training.device import make_accelerator
+from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, fingerprint
-from diminuendo.training.two_stages import CompressConfig, Source, TwoStages, free_axes, is_recogniser
+from diminuendo.training.two_stages import Source, TwoStages, free_axes, is_recogniser
 
 log = logging.getLogger(__name__)
 

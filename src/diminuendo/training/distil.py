@@ -13,14 +13,8 @@ from diminuendo.export.huggingface import save
 from diminuendo.families import Model
 from diminuendo.profiling.count import count_parameters
 from diminuendo.training.attention import choose_attention
-from diminuendo.training.loop import (
-    Group,
-    Loop,
-    LoopConfig,
-    Stage,
-    TrainingConfig,
-    carry_out,
-)
+from diminuendo.training.config import LoopConfig, TrainingConfig
+from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.objective import DistillationObjective
 from diminuendo.training.run import Run, clips_of, fingerprint
 from diminuendo.training.schedules import warm_up_then_decay

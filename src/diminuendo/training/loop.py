@@ -1,6 +1,5 @@
 """The training loop that every long command shares: one stage, resumable to the bit, on one process or many."""
 
-import os
 import signal
 import threading
 import time
@@ -12,73 +11,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import gather_object
 from lhotse import CutSet
 from torch import nn
 
 from diminuendo.data.audio import Skipped
 from diminuendo.data.batching import TrainingBatches
-from diminuendo.data.sampling import BatchSettings
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
+from diminuendo.training.config import LoopConfig, TrainingConfig
+from diminuendo.training.device import make_accelerator
 from diminuendo.training.progress import Meter, StageProgress
 from diminuendo.training.run import Run
 from diminuendo.training.schedules import Schedule
 
 LOG_SECONDS = 60.0
 CHECKPOINT_SECONDS = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What every training has to be told; its results depend on it.
-
-    seconds_per_batch: of audio, for every process and accumulated batch; its clips are cropped to max_seconds.
-    accumulate: batches an optimiser step. precision: of the forward pass; weights and optimiser are fp32. clip: the
-    largest norm of a gradient.
-    """
-
-    steps: int
-    seconds_per_batch: float = 60.0
-    max_seconds: float = 15.0
-    accumulate: int = 1
-    precision: str = "fp32"
-    seed: int = 0
-    weight_decay: float = 0.01
-    clip: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("accumulate", 1), ("seed", 0)):
-            if not least <= getattr(self, name) < 2**32:
-                raise UserError(f"--{name} must be at least {least} and below 2^32, got {getattr(self, name)}")
-
-    def batch_settings(
-        self, *, crop_to_shortest: bool = True, offset: int = 0, rank: int = 0, world_size: int = 1
-    ) -> BatchSettings:
-        """Of the batches of one stage; offset: what sets their order apart from that of other stages."""
-        return BatchSettings(
-            seconds_per_batch=self.seconds_per_batch,
-            max_seconds=self.max_seconds,
-            crop_to_shortest=crop_to_shortest,
-            seed=self.seed + offset,
-            rank=rank,
-            world_size=world_size,
-        )
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """Where a run happens and what is seen of it; its results do not depend on it.
-
-    log_every, checkpoint_every: steps; 0 means some 200 log lines and 20 checkpoints a stage. Where steps are long
-    there is a line every LOG_SECONDS and a checkpoint every CHECKPOINT_SECONDS as well.
-    """
-
-    device: str = "auto"
-    log_every: int = 0
-    checkpoint_every: int = 0
-    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,33 +57,6 @@ class Stage:
     groups: Sequence[Group]
     offset: int = 0
     after_step: Callable[[], None] = lambda: None
-
-
-def device_type(device: str) -> str:
-    """cpu or cuda; "auto" is cuda where there is one. UserError for a device that there is not."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: expected auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device that torch can use; give --device cpu")
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def make_accelerator(precision: str, device: str) -> Accelerator:
-    """UserError for a precision or a device that there is not."""
-    if precision not in ("fp32", "bf16"):
-        raise UserError(f"--precision {precision}: expected fp32 or bf16")
-    # It keeps the precision of the process's last run, and refuses another; what is below it keeps the device.
-    alone = "LOCAL_RANK" not in os.environ
-    AcceleratorState._reset_state(reset_partial_state=alone)
-    accelerator = Accelerator(
-        cpu=device_type(device) == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        # Layers above the last distilled one get no gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    if device not in ("auto", accelerator.device.type):
-        raise UserError(f"--device {device}: accelerate chose {accelerator.device}; see its environment variables")
-    return accelerator
 
 
 @contextmanager

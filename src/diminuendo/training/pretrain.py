@@ -42,15 +42,10 @@ from diminuendo.tasks.selfsupervised import (
 )
 from diminuendo.training.attention import choose_attention
 from diminuendo.training.card import pretraining_card
+from diminuendo.training.config import LoopConfig
 from diminuendo.training.configurations import read_configuration
-from diminuendo.training.loop import (
-    Group,
-    Loop,
-    LoopConfig,
-    Stage,
-    carry_out,
-    make_accelerator,
-)
+from diminuendo.training.device import make_accelerator
+from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.own_prediction import FILE as LABELS
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.pretrain_config import PretrainConfig

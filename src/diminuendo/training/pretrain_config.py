@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from diminuendo.errors import UserError
-from diminuendo.training.loop import TrainingConfig
+from diminuendo.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,101 @@
+"""The configuration of a compression."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from diminuendo.distillation.hidden import CosineForm
+from diminuendo.errors import UserError
+from diminuendo.pruning.budget import Budget, parse_budget
+from diminuendo.structure.axis import AxisKind
+from diminuendo.training.config import TrainingConfig
+
+Objective = Literal["distillation", "masked_prediction"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(TrainingConfig):
+    """A complete configuration of a compression.
+
+    keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
+    crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
+    objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
+    a model that `pretrain` has made.
+    layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
+    fixed: kinds of axes that are left as they are, like ("channels",).
+    gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
+    for 10 / steps.
+    warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start; those of
+    feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has 0.5). two_sided: the published penalty, which
+    also opens gates where too many are shut.
+    """
+
+    keep: str = "params=0.25"
+    steps: int = 5000
+    distil_steps: int | None = None
+    crop_to_shortest: bool = True
+    round_to: int = 8
+    objective: Objective = "distillation"
+    fixed: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    cosine: CosineForm = "one_minus"
+    cosine_weight: float = 1.0
+    learning_rate: float = 2e-4
+    distil_learning_rate: float = 1e-4
+    gate_learning_rate: float | None = None
+    multiplier_learning_rate: float | None = None
+    warm_up: float = 0.3
+    distil_warm_up: float = 0.2
+    ramp: float = 0.5
+    two_sided: bool = False
+    drop_rate: float = 0.01
+    neuron_drop_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_budget(self.keep)
+        if self.round_to < 1:
+            raise UserError(f"--round-to must be at least 1, got {self.round_to}")
+        for name in ("warm_up", "distil_warm_up", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a fraction of a stage's steps, from 0 to 1; got {getattr(self, name)}")
+        for name, rate in (("drop_rate", self.drop_rate), ("neuron_drop_rate", self.neuron_drop_rate)):
+            if rate is not None and not 0 < rate < 1:
+                raise UserError(f"{name} must lie in (0, 1), got {rate}")
+        if self.objective not in get_args(Objective):
+            raise UserError(f"objective {self.objective!r}: expected one of {', '.join(get_args(Objective))}")
+        if unknown := set(self.fixed) - set(get_args(AxisKind)):
+            raise UserError(f"fixed {min(unknown)!r}: expected some of {', '.join(get_args(AxisKind))}")
+        if self.cosine not in get_args(CosineForm):
+            raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
+        if self.distil_steps is not None and self.distil_steps < 0:
+            raise UserError(f"distil_steps must not be negative, got {self.distil_steps}")
+
+    def resolved(self, layers: tuple[int, ...]) -> "CompressConfig":
+        """The same with every value in the place of its None, `layers` being the default ones of the model's depth."""
+        return replace(
+            self,
+            layers=layers if self.layers is None else self.layers,
+            distil_steps=self.second_stage_steps,
+            gate_learning_rate=self.gate_rate,
+            multiplier_learning_rate=self.multiplier_rate,
+        )
+
+    @property
+    def budget(self) -> Budget:
+        return parse_budget(self.keep)
+
+    @property
+    def second_stage_steps(self) -> int:
+        return self.steps // 2 if self.distil_steps is None else self.distil_steps
+
+    @property
+    def gate_rate(self) -> float:
+        # From the start to a shut gate log_alpha has some 6 to go, and Adam moves by at most the learning rate a step:
+        # at 100 / steps that takes a sixteenth of them, so gates can follow the target's ramp.
+        return max(0.02, 100.0 / self.steps) if self.gate_learning_rate is None else self.gate_learning_rate
+
+    @property
+    def multiplier_rate(self) -> float:
+        # Over the target's ramp a multiplier can rise to 5. Faster ones wind up while gates still travel, shut too
+        # many, and bring them back all together (docs/LOG.md).
+        return 10.0 / self.steps if self.multiplier_learning_rate is None else self.multiplier_learning_rate
