@@ -16,6 +16,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without-convolutions": {"fixed": ("channels", "groups")},
     "published-start": {"neuron_drop_rate": 0.5},
     "published-budget": {"ramp": 0.1, "multiplier_learning_rate": 0.02, "two_sided": True},
+    "published-gate-rate": {"gate_learning_rate": 0.02},
+    "all-layers": {"layers": (0, 1, 2, 3, 4, 5)},
 }
 
 
