@@ -80,6 +80,18 @@ def test_a_stated_duration_is_read_as_far_as_there_is_audio(
     assert [message for message in caplog.messages if "in the manifest" in message] == told * (abs(stated - 0.5) > 0.1)
 
 
+def test_lengths_are_counted_at_the_rate_of_the_file(tmp_path: Path) -> None:
+    cut_of(tmp_path / "a.wav", sine(1.0, 48_000), 48_000)
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav", "duration": 1.0}')
+    (cut,) = read_cuts(tmp_path / "m.jsonl", None)
+    assert len(load_waveform(cut)) == RATE
+    assert len(load_waveform(cut, max_seconds=0.5)) == RATE // 2
+    (tmp_path / "slow").mkdir()
+    slow = cut_of(tmp_path / "slow" / "a.wav", sine(0.15, 8000), 8000)
+    assert len(load_waveform(slow)) == 2400  # not too short
+    assert len(load_waveform(slow.perturb_volume(0.5))) == 2400  # by lhotse
+
+
 def test_a_segment_is_read_from_its_place(tmp_path: Path) -> None:
     cut_of(tmp_path / "a.wav", noise(1.0))
     spans = [(0, 0.25), (0.25, 0.5), (0.75, 9.0)]

@@ -55,6 +55,24 @@ def test_cropping_to_the_shortest_cuts_every_clip_at_a_random_place(tmp_path: Pa
     assert len(starts) == 11  # five places in each of the longer clips, one in the shortest
 
 
+def test_every_batch_of_an_epoch_is_cropped_at_places_of_its_own(tmp_path: Path) -> None:
+    starts = set()
+    for batch in take(TrainingBatches(corpus(tmp_path, [2.0] * 4), BatchSettings(1.0)), 4):
+        (start,) = np.flatnonzero(load_waveform(batch.cuts[0]) == batch.waveforms.numpy()[0, 0])[:1]
+        starts.add(int(start))
+    assert len(starts) == 4
+
+
+def test_a_process_may_go_on_with_the_state_of_another(tmp_path: Path) -> None:
+    """As where only the first wrote a checkpoint; but for unusable batches they are as far."""
+    cuts = corpus(tmp_path, [0.5] * 8)
+    first, second = (TrainingBatches(cuts, BatchSettings(1.0, rank=rank, world_size=2)) for rank in range(2))
+    take(first, 1)
+    second.load_state_dict(first.state_dict())
+    whole = take(TrainingBatches(cuts, BatchSettings(1.0, rank=1, world_size=2)), 2)
+    assert ids(take(second, 1)) == ids(whole[1:])
+
+
 @pytest.mark.parametrize(("limit", "longest", "expected"), [(1.0, 15.0, 1.0), (8.0, 0.75, 0.75)])
 def test_a_clip_beyond_the_limits_is_cropped_not_dropped(
     tmp_path: Path, limit: float, longest: float, expected: float

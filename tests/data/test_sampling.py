@@ -7,8 +7,9 @@ import pytest
 from lhotse import CutSet
 
 from clips import RATE, VARIED, corpus, epoch_of, ids, names
+from diminuendo.data import sampling
 from diminuendo.data.batching import TrainingBatches
-from diminuendo.data.sampling import BatchSettings
+from diminuendo.data.sampling import BatchSettings, sampled_batches
 from diminuendo.errors import UserError
 
 # What lhotse has to say about small corpora is an error too; it may leave files for the collector to close.
@@ -91,6 +92,25 @@ def test_processes_share_out_the_clips_of_an_epoch(tmp_path: Path, world_size: i
     assert sorted(set(dealt)) == names(len(VARIED))
     assert len(dealt) - len(VARIED) < world_size  # again only to give each process one of the last clips
     assert len({len(share) for share in shares}) == 1
+
+
+def test_no_process_gets_more_than_fits(tmp_path: Path) -> None:
+    cuts = corpus(tmp_path, [0.5] * 21)
+    for rank in range(2):
+        dealt = sampled_batches(cuts, BatchSettings(2.0, rank=rank, world_size=2), 0)
+        assert max(len(clips) for clips in dealt) == 4
+
+
+def test_clips_count_as_long_as_they_will_be_cropped_to(tmp_path: Path) -> None:
+    settings = BatchSettings(2.0, max_seconds=0.5)
+    assert [len(clips) for clips in sampled_batches(corpus(tmp_path, [2.0] * 8), settings, 0)] == [4, 4]
+
+
+def test_shards_come_in_another_order_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "WINDOW_LAZY", 7)  # a shard
+    cuts = corpus(tmp_path, [0.5] * 28, lazy=True)
+    first = [next(sampled_batches(cuts, BatchSettings(9.0), epoch)) for epoch in range(5)]
+    assert len({frozenset(cut.id for cut in clips) for clips in first}) > 1
 
 
 @pytest.mark.parametrize("settings", [{"seconds_per_batch": 0.0}, {"seconds_per_batch": 9.0, "max_seconds": 0.05}])

@@ -141,6 +141,37 @@ def _with_student(objective: DistillationObjective, student: Any) -> Distillatio
     ).train()
 
 
+def test_padding_behind_a_batch_does_not_change_the_loss() -> None:
+    student, teacher = tiny_model(style="large"), tiny_model(style="large", seed=1)
+    distillation = HiddenDistillation((0, 1, 3), 32, 32)
+    objective = DistillationObjective(student, teacher, Wav2Vec2FeatureExtractor(), distillation)
+    clips = 0.1 * audio() + 0.2
+    clips[0, LENGTHS[0] :] = 0.0
+    longer = torch.nn.functional.pad(clips, (0, 3000))
+    losses = [objective(waveforms, LENGTHS, 0, 0)["loss"] for waveforms in (clips, longer)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_expected_is_of_the_budgets_kind_and_of_the_chances_to_be_open() -> None:
+    objective = joint(tiny_model(seed=1), tiny_model(), kind="macs")
+    objective.total = objective.cost.total("macs")
+    with torch.no_grad():
+        objective.gates.log_alpha.uniform_(-3, 3)
+    chances = torch.sigmoid(objective.gates.log_alpha + 2 / 3 * math.log(11))
+    expected = float(objective.cost.expected("macs", chances.detach())) / objective.total
+    assert float(objective.expected_kept().detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_forward_pass_of_a_step_draws_gates_of_its_own() -> None:
+    objective = joint(tiny_model(seed=1), tiny_model())
+    torch.nn.init.zeros_(objective.gates.log_alpha)
+    draws = []
+    for draw in (0, 1):
+        loss_of(objective, draw)
+        draws.append(objective.gates.values.detach())
+    assert not torch.equal(*draws)
+
+
 def test_gates_that_are_open_keep_the_loss_of_identical_models_minimal() -> None:
     teacher = tiny_model("hubert", "large", **NOISY)
     objective = joint(teacher, teacher).train()

@@ -280,15 +280,20 @@ def two_sublayers() -> CostModel:
     return cost_model(axes, shapes, {}, [])
 
 
-def chosen(kept: float, **scores: list[float]) -> dict[str, int]:
+def chosen(kept: float, round_to: int = 1, **scores: list[float]) -> dict[str, int]:
     cost = two_sublayers()
     named = {name.replace("_", "."): torch.tensor(values) for name, values in scores.items()}
-    return sizes_of(select(cost, Budget("params", kept, absolute=True), cost.total("params"), named, round_to=1))
+    return sizes_of(select(cost, Budget("params", kept, absolute=True), cost.total("params"), named, round_to))
 
 
 def test_what_is_inside_a_bad_sublayer_is_worth_no_more_than_the_sublayer() -> None:
     sizes = chosen(48, a=[-5.0], a_neurons=[7.0, 7.0, 7.0, 7.0], b=[2.0], b_neurons=[1.0, 1.0, 1.0, -4.0])
     assert sizes == {"a": 0, "a.neurons": 0, "b": 1, "b.neurons": 4}
+
+
+def test_members_that_come_together_are_worth_their_mean() -> None:
+    sizes = chosen(31, 2, a=[9.0], a_neurons=[9.0, -9.0, -9.0, -9.0], b=[9.0], b_neurons=[1.0, 1.0, 1.0, 1.0])
+    assert sizes == {"a": 1, "a.neurons": 0, "b": 1, "b.neurons": 2}
 
 
 def test_a_sublayer_that_does_not_fit_as_a_whole_comes_with_its_best_members() -> None:

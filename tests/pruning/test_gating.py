@@ -143,6 +143,16 @@ def test_a_selection_opens_exactly_its_members() -> None:
     assert all(torch.equal(gates.is_open(name), members) for name, members in selection.items())
 
 
+def test_selected_members_keep_their_gate_but_at_least_the_floor() -> None:
+    gates = Gates(family_of(tiny_model()).axes(tiny_model()))
+    with torch.no_grad():
+        gates.log_alpha.zero_()
+        gates.log_alpha[0] = -8.0
+    gates.evaluate({axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in gates.axes})
+    assert gates.values[0].item() == pytest.approx(0.01)
+    torch.testing.assert_close(gates.values[1:], torch.full_like(gates.values[1:], 0.5))
+
+
 def test_a_kind_of_axis_may_start_elsewhere() -> None:
     gates = Gates(family_of(tiny_model()).axes(tiny_model()), drop_rate=0.01, drop_rates={"neurons": 0.5})
     for axis in gates.axes:

@@ -59,7 +59,7 @@ def read_cuts(data: str | Path, split: str | None, default_split: str = "train")
 def split_of(cut: Cut) -> str | None:
     """The split a cut belongs to, from the custom fields of the cut or of its first supervision; None without one."""
     customs = [getattr(cut, "custom", None), *(s.custom for s in cut.supervisions[:1])]
-    return next((str(custom["split"]) for custom in customs if custom and custom.get("split")), None)
+    return next((str(c["split"]) for c in customs if c and c.get("split") not in (None, "")), None)
 
 
 def total_seconds(cuts: CutSet) -> float | None:
