@@ -115,6 +115,7 @@ MIXED: list[tuple[str, str, dict[str, Any]]] = [
     ("hubert", "base", {"conv_pos_batch_norm": True}),
     ("hubert", "base", {"feat_proj_layer_norm": False}),
     ("hubert", "base", {"num_conv_pos_embeddings": 7}),
+    ("hubert", "base", {"layer_norm_eps": 0.1}),
     ("wav2vec2", "base", {"do_stable_layer_norm": True}),
     ("wav2vec2", "large", {"do_stable_layer_norm": False}),
     ("wav2vec2", "large", {"adapter_attn_dim": 6}),

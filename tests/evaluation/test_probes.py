@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import Wav2Vec2FeatureExtractor
 
 from diminuendo.data.batching import Batch
-from diminuendo.data.features import log_mel
+from diminuendo.data.features import deltas, frame_counts, log_mel, mfcc
 from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import (
@@ -19,6 +19,7 @@ from diminuendo.evaluation.probes import (
     encoder_features,
     log_mel_features,
     mfcc_features,
+    run,
     run_probe,
 )
 from diminuendo.evaluation.probes.keyword import keyword_clips
@@ -93,9 +94,57 @@ def test_the_same_seed_gives_the_same_result(tones):
     assert first == replace(second, seconds=first.seconds)
 
 
-def test_a_sample_of_the_clips_bounds_the_cost(tones):
-    result = run_probe("keyword", log_mel_features(), tones, max_clips=20, head_config=QUICK)
-    assert result.train_clips + result.test_clips < 20
+def test_a_sample_of_the_clips_bounds_the_cost_and_follows_from_the_seed(tones):
+    heard = []
+
+    def features(batch):
+        heard.append({cut.id for cut in batch.cuts})
+        return log_mel_features()(batch)
+
+    for seed in (0, 0, 1):
+        result = run_probe("keyword", features, tones, seed, max_clips=30, head_config=HeadConfig(steps=1))
+        assert result.train_clips + result.test_clips < 30
+    assert heard[0] == heard[1] != heard[2]
+    assert len(heard[0]) == 30
+
+
+def test_the_interval_draws_speakers_for_keywords_and_clips_for_speakers(tones, monkeypatch):
+    drawn = []
+
+    def interval(scores, groups, seed):
+        drawn.append(groups)
+        return 0.0, 1.0
+
+    monkeypatch.setattr(run, "bootstrap_interval", interval)
+    for task in ("keyword", "speaker"):
+        run_probe(task, log_mel_features(), tones, head_config=HeadConfig(steps=1))
+    assert drawn == [6 * ["s7"], [f"{6 * speaker + 5}.wav" for speaker in range(7)]]
+
+
+def test_vectors_are_standardised_by_the_train_clips_alone(tones, monkeypatch):
+    heard = []
+
+    def spy(train, dev, *rest):
+        heard.extend([train[0], dev[0]])
+        return train_head(train, dev, *rest)
+
+    monkeypatch.setattr(run, "train_head", spy)
+    run_probe("keyword", log_mel_features(), tones, head_config=HeadConfig(steps=1))
+    train, dev = heard
+    assert_close(train.mean(0), torch.zeros(1, 160), rtol=0, atol=1e-3)
+    assert_close(train.std(0, correction=0), torch.ones(1, 160), rtol=0, atol=1e-3)
+    assert dev.mean(0).abs().max() > 0.5
+
+
+def test_outcomes_are_in_the_order_of_a_speakers_clips(tones):
+    wrong = next(cut.id for cut in tones if cut.supervisions[0].speaker == "s7")
+
+    def features(batch):
+        said = [list(PITCH).index(cut.supervisions[0].custom["keyword"]) for cut in batch.cuts]
+        told = [(keyword + (cut.id == wrong)) % 3 for keyword, cut in zip(said, batch.cuts, strict=True)]
+        return torch.eye(3)[told][:, None]
+
+    assert run_probe("keyword", features, tones, head_config=QUICK).outcomes == {"s7": "011111"}
 
 
 def test_a_clip_without_finite_features_is_left_out_and_named(tones, caplog):
@@ -155,10 +204,10 @@ def test_the_manifests_split_is_the_keyword_split_and_speakers_are_its_groups(tm
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_without_a_dev_split_a_fifth_of_the_train_speakers_is_dev(tmp_path, seed):
-    rows = keyword_rows({f"s{i}": "train" for i in range(10)} | {"t": "test"})
+def test_without_a_dev_split_a_fifth_of_the_train_speakers_is_dev_but_for_test_clips_of_theirs(tmp_path, seed):
+    rows = [row for split in ("train", "test") for row in keyword_rows({f"s{i}": split for i in range(10)})]
     splits = {(clip.speaker, clip.split) for clip in keyword_clips(as_cuts(tmp_path, rows), seed)}
-    assert sorted(split for _, split in splits) == 2 * ["dev"] + ["test"] + 8 * ["train"]
+    assert sorted(split for _, split in splits) == 2 * ["dev"] + 10 * ["test"] + 8 * ["train"]
 
 
 def test_without_speakers_a_fifth_of_the_train_clips_is_dev(tmp_path):
@@ -248,6 +297,15 @@ def test_a_floor_is_the_mean_and_deviation_over_frames():
     assert_close(bands[0, 0], torch.cat([frames.mean(0), frames.std(0, correction=0)]))
 
 
+def test_the_cepstral_floor_is_of_cepstra_slopes_and_slopes_of_slopes():
+    clip = audio(1, 16000)
+    cepstra, counts = mfcc(log_mel(clip)), frame_counts(torch.tensor([16000]))
+    slopes = deltas(cepstra, counts)
+    frames = torch.cat([cepstra, slopes, deltas(slopes, counts)], dim=-1)[0]
+    wanted = torch.cat([frames.mean(0), frames.std(0, correction=0)])
+    assert_close(mfcc_features()(batch_of(clip[0]))[0, 0], wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("ctc", [False, True])
 def test_encoder_features_are_means_and_deviations_of_hidden_states_over_own_frames(ctc):
     model, extractor = tiny_model(style="large", ctc=ctc).train(), Wav2Vec2FeatureExtractor(do_normalize=True)
@@ -288,6 +346,12 @@ def test_heads_trained_at_once_are_those_trained_one_by_one_and_the_best_on_dev_
     assert best.dev_accuracy == max(head.dev_accuracy for head in alone) == same.dev_accuracy
     assert_close(best.weight, same.weight)
     assert_close(best.layer_logits, same.layer_logits)
+
+
+def test_of_heads_alike_on_dev_the_one_with_the_lower_dev_loss_wins():
+    train, dev = (head_data(layers=1, informative=0, noise=0.05, seed=seed) for seed in (0, 1))
+    best = train_head(train, dev, 4, HeadConfig(learning_rates=(1e-3, 1e-1), steps=100), seed=0)
+    assert (best.dev_accuracy, best.learning_rate) == (1.0, 1e-1)
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-2])

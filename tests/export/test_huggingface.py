@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import AutoProcessor, AutoTokenizer, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 import diminuendo
 from conformance.test_removal import gated_and_removed
@@ -161,11 +161,13 @@ def test_a_recognisers_tokenizer_travels_and_decodes_the_same(tmp_path: Path) ->
     assert travelled.batch_decode(tokens) == original.batch_decode(tokens)
 
 
-def test_a_tokenizer_that_is_known_by_its_model_type_travels_with_its_name(tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_known_by_its_model_type_travels_with_its_name_and_special_tokens(tmp_path: Path) -> None:
     source = tmp_path / "source"
     tiny_model("wav2vec2", ctc=True).save_pretrained(source)
     Wav2Vec2FeatureExtractor().save_pretrained(source)
-    (source / "vocab.json").write_text(json.dumps({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5}))
+    (source / "vocab.json").write_text(json.dumps({"[PAD]": 0, "<s>": 1, "</s>": 2, "[UNK]": 3, "|": 4, "a": 5}))
+    (source / "special_tokens_map.json").write_text('{"pad_token": "[PAD]", "unk_token": "[UNK]"}')
+    (source / "added_tokens.json").write_text('{"[NOISE]": 6}')
     (source / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     save(
         compressed("wav2vec2", "base", ctc=True),
@@ -176,6 +178,9 @@ def test_a_tokenizer_that_is_known_by_its_model_type_travels_with_its_name(tmp_p
     values = json.loads((tmp_path / "small" / "tokenizer_config.json").read_text())
     assert values["tokenizer_class"] == "Wav2Vec2CTCTokenizer"
     assert isinstance(AutoProcessor.from_pretrained(tmp_path / "small", trust_remote_code=True), Wav2Vec2Processor)
+    for directory in (source, tmp_path / "small"):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
+        assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("[PAD]", 0, 7)
 
 
 def test_attention_of_a_loaded_model_can_be_chosen_in_a_process_that_knows_no_stock_model(tmp_path: Path) -> None:

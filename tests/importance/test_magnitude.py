@@ -36,3 +36,13 @@ def test_a_head_counts_with_all_four_projections() -> None:
     with torch.no_grad():
         model.encoder.layers[0].attention.k_proj.weight[8:16] += 100.0
     assert magnitude(axes, model.state_dict())["encoder.layers.0.attention.heads"].argmax().item() == 1
+
+
+def test_running_statistics_of_a_batch_norm_do_not_count() -> None:
+    model = family_of(tiny_model()).plain(tiny_model(conv_pos_batch_norm=True))
+    axes, state = family_of(model).axes(model), model.state_dict()
+    scores = magnitude(axes, state)["encoder.pos_conv_embed.groups"]
+    width = 32 // 4
+    start = width * scores.argmin().item()
+    state["encoder.pos_conv_embed.batch_norm.running_var"][start : start + width] += 1e6
+    assert torch.equal(magnitude(axes, state)["encoder.pos_conv_embed.groups"], scores)

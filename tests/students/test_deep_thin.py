@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import HubertConfig
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
@@ -26,6 +27,21 @@ def test_it_is_the_widest_that_fits_with_the_depth_and_the_front_end_of_its_teac
     with torch.inference_mode():
         assert torch.equal(student.feature_extractor(audio()), teacher.feature_extractor(audio()))
         assert student(audio()).last_hidden_state.shape[-1] == student.config.hidden_size
+
+
+def test_its_feed_forward_width_keeps_its_ratio_to_the_width() -> None:
+    assert thin_config(HubertConfig(), 384).intermediate_size == 1536
+
+
+def test_heads_and_groups_of_the_positional_convolution_both_divide_its_width() -> None:
+    teacher = tiny_model(hidden_size=48, num_attention_heads=6)
+    assert deep_thin(teacher, 0.6 * size(teacher)).config.hidden_size % 12 == 0
+
+
+def test_the_student_of_a_recogniser_is_that_of_its_encoder() -> None:
+    teacher = tiny_model(ctc=True)
+    students = [deep_thin(model, 15_000)(audio()).last_hidden_state for model in (teacher, teacher.hubert)]
+    assert torch.equal(*students)
 
 
 def test_the_seed_decides_its_weights() -> None:

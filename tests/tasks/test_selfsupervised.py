@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 
+from diminuendo.data.features import deltas, mfcc
 from diminuendo.errors import UserError
 from diminuendo.families import family_of, model_inputs
 from diminuendo.tasks import selfsupervised
@@ -72,6 +73,14 @@ def test_a_grid_has_as_many_frames_as_the_front_end_it_describes():
 def test_targets_have_as_many_frames_as_the_encoder(features):
     inputs, model = inputs_of(audio(2, 6_123)), tiny_model()
     assert features(inputs, GRID).shape[1] == family_of(model).hidden_states(model, inputs)[-1].shape[1]
+
+
+def test_cepstral_frames_are_cepstra_slopes_and_slopes_of_slopes():
+    inputs, counts = inputs_of(audio()), torch.tensor([24, 24])
+    cepstra = mfcc(log_mel_frames(inputs, GRID), 13)
+    slopes = deltas(cepstra, counts)
+    expected = torch.cat([cepstra, slopes, deltas(slopes, counts)], dim=-1)
+    assert torch.allclose(cepstral_frames(inputs, GRID), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("features", [log_mel_frames, cepstral_frames])
@@ -193,16 +202,21 @@ def test_masked_prediction_trains_every_parameter(family, style):
     assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_the_loss_is_the_cross_entropy_of_masked_frames():
-    module, inputs = objective(), inputs_of(audio())
+@pytest.mark.parametrize("style", ["base", "large"])
+def test_the_losses_are_the_cross_entropy_of_masked_frames_and_the_clip_loss_of_the_projection(style):
+    module = objective(tiny_model(style=style), whitening=WHITENING, clip_weight=1.0)
+    waveforms, lengths, counts = 3 * audio() + 0.7, [8_000, 5_000], torch.tensor([24, 15])
+    waveforms[1, 5_000:] = 0
+    inputs = inputs_of(waveforms, lengths)
     targets = module.clusters.nearest(cepstral_frames(inputs, GRID))
-    mask = module.mask(torch.tensor([24, 24]), 24, draw=2)
-    states = family_of(module.student).hidden_states(module.student, {**inputs, "mask_time_indices": mask})[-1]
-    losses = F.cross_entropy(module.head(states).transpose(1, 2), targets, reduction="none")
-    right = module.head(states).argmax(-1) == targets
-    scalars = loss_of(module, audio(), draw=2)
-    assert torch.allclose(scalars["loss"], losses[mask].mean())
-    assert torch.allclose(scalars["accuracy"], right[mask].float().mean())
+    mask = module.mask(counts, 24, draw=2)
+    states = family_of(module.student).hidden_states(module.student, {**inputs, "mask_time_indices": mask})
+    logits = module.head(states[-1])
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    scalars = module(waveforms, torch.tensor(lengths), 0, 2)
+    assert torch.allclose(scalars["masked"], losses[mask].mean())
+    assert torch.allclose(scalars["accuracy"], (logits.argmax(-1) == targets)[mask].float().mean())
+    assert torch.allclose(scalars["clip"], module.clip_head(states[0], log_mel_frames(inputs, GRID), counts))
 
 
 def test_a_batch_without_a_masked_frame_has_loss_0_and_finite_gradients():
