@@ -61,6 +61,8 @@ def comparison(rates: dict[Method, float]) -> list[Cell]:
     """All that follows, the most telling first. `rates`: of the methods that are tuned."""
     cells = [Cell(method, rates[method], seed=seed) for seed in (1, 2) for method in COMPARED if method in rates]
     cells += [Cell(method, rates[method], keep=keep) for keep in (0.125, 0.5) for method in COMPARED if method in rates]
+    if "prune-only" in rates:  # nothing is pruned: what the teacher gains in as many steps more
+        cells.append(Cell("prune-only", rates["prune-only"], keep=1.0))
     if "joint" in rates:
         cells += [Cell("joint", rates["joint"], ablation=name) for name in ABLATIONS]
         if "one-shot" in rates:

@@ -75,7 +75,9 @@ def _score(rows: list[Row]) -> tuple[float, int]:
 
 
 def label(key: tuple[Any, ...]) -> str:
-    method, _, ablation, audio, taken = key
+    method, keep, ablation, audio, taken = key
+    if keep == 1:
+        return "the teacher, trained on as long as a student"
     notes = [ablation.replace("-", " ")] if ablation else []
     notes += [f"{audio:.0%} of the audio"] if audio < 1 else []
     notes += [f"{taken:,} steps"] if taken != STEPS else []
