@@ -3,10 +3,10 @@
     python -m benchmarks.encoder.table                                 # of the results that are kept here
     python -m benchmarks.encoder.table --work DIRECTORY --latency --plot FILE   # of a benchmark of your own
 
-As Markdown: every model ("expected" is the fraction that the gates left when selection came); how much more one method
-has than another on the same clips; what joint runs have kept, layer by layer. Accuracies are of test clips, with 95 %
-bootstrap intervals over speakers (keywords) or clips (speakers); of several seeds, the means, and the lowest and the
-highest accuracy.
+As Markdown: every model ("rate" is the learning rate that was best on dev, of those in cells.py; "expected" the fraction
+that the gates left when selection came); how much more one method has than another on the same clips; what joint runs
+have kept, layer by layer. Accuracies are of test clips, with 95 % bootstrap intervals over speakers (keywords) or clips
+(speakers); of several seeds, the means, and the lowest and the highest accuracy.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def _closeness(row: Row) -> float | None:
 def table(found: dict[str, Row], latency: dict[str, float]) -> str:
     """Markdown: references, then the cells by kept fraction."""
     head = (
-        *("", "parameters", "M MACs/s", "keyword, %", "speaker, %", "speakers never heard, %"),
+        *("", "rate", "parameters", "M MACs/s", "keyword, %", "speaker, %", "speakers never heard, %"),
         *("distillation loss", "expected", "ms for 10 s", "CPU hours"),
     )
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -120,6 +120,7 @@ def table(found: dict[str, Row], latency: dict[str, float]) -> str:
         losses = [loss for loss in map(_closeness, same) if loss is not None]
         cells = (
             title,
+            f"{first['cell']['rate']:g}" if "cell" in first else "",
             f"{first['params']:,}" if "params" in first else "",
             f"{first['macs_per_second'] / 1e6:.0f}" if "macs_per_second" in first else "",
             _accuracy(same, "keyword"),
