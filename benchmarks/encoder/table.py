@@ -3,7 +3,7 @@
     python -m benchmarks.encoder.table                                 # of the results that are kept here
     python -m benchmarks.encoder.table --work DIRECTORY --latency --plot FILE   # of a benchmark of your own
 
-As Markdown: every model ("rate" is the learning rate that was best on dev, of those in cells.py; "expected" the fraction
+As Markdown: every model ("rate": the learning rate that was best on dev, of those in cells.py; "expected": the fraction
 that the gates left when selection came); how much more one method has than another on the same clips; what joint runs
 have kept, layer by layer. Accuracies are of test clips, with 95 % bootstrap intervals over speakers (keywords) or clips
 (speakers); of several seeds, the means, and the lowest and the highest accuracy.
