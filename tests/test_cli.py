@@ -189,6 +189,8 @@ def test_pretraining_makes_a_model_that_can_be_compressed(
         (["demo", "--data", "{audio}", "--out", "{root}/demo", "--probe", "nosuch"], "one of keyword, speaker"),
         (["profile", "{empty}"], "no config.json"),
         (["profile", "{model}", "--seconds", "0.01"], "too short"),
+        (["profile", "{model}", "--seconds", "inf"], "expected the length of a clip"),
+        (["evaluate", "{model}", "{audio}", "--device", "tpu"], "expected auto, cpu or cuda"),
         (["report", "{empty}", "--out", "{root}/report.html"], "no run"),
         (["nosuch"], "nosuch"),
     ],

@@ -181,10 +181,14 @@ def measure(case: Case, runs: int, checkout: Path | None) -> dict[str, Any]:
 
 
 def measured(path: Path, runs: int, published_commit: str | None) -> bool:
-    """Whether a result is there of this code, machine and published code, and of so many runs."""
-    if not path.is_file():
+    """Whether a result is there of this code, machine and published code, and of so many runs.
+
+    Never where files differ from their commit, or no commit is known: then nobody can say what was measured.
+    """
+    now = origin()
+    if not path.is_file() or now["commit"] is None or now["commit"].endswith("-dirty"):
         return False
-    found, now = json.loads(path.read_text()), origin()
+    found = json.loads(path.read_text())
     same = all(found[key] == now[key] for key in ("commit", "machine"))
     return same and found["runs"] >= runs and found["published_commit"] == published_commit
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import record
 from benchmarks.step import __main__ as measuring
 from benchmarks.step import ours
 from benchmarks.step import table as step_table
@@ -82,6 +83,7 @@ def test_steps_are_measured_in_turn_and_not_again(
         return measuring.turn(who, case, checkout) if fits or who == "ours" else None
 
     monkeypatch.setattr(measuring, "in_a_process", here)
+    monkeypatch.setattr(record, "commit", lambda checkout: "abc")
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     monkeypatch.setattr(measuring.published, "Step", Published)
     words = "step --published . --size tiny --clips 1 --seconds 0.5 --precision fp32 --threads 1 --runs 2"
@@ -97,7 +99,14 @@ def test_steps_are_measured_in_turn_and_not_again(
         assert sum(found["parts"][state].values()) == pytest.approx(min(found["seconds"][state]), abs=0.004)
     assert found["kept_at_target"]["params"] == pytest.approx(0.25, abs=0.01)
     assert found["gflop"]["target reached"] < found["gflop"]["start"]
-    # Another number of steps, or other code, is another measurement.
+    for changed in ("def", "abc-dirty", None):
+        monkeypatch.setattr(record, "commit", lambda checkout, changed=changed: changed)
+        met.clear()
+        measuring.main()
+        measuring.main()
+        assert met == ["ours", "published"] * (2 if changed == "def" else 4)
+    monkeypatch.setattr(record, "commit", lambda checkout: "abc")
+    # So is another number of steps.
     monkeypatch.setattr(sys, "argv", [*words.split()[:-1], "3"])
     fits, met = False, []
     measuring.main()
@@ -110,6 +119,13 @@ def test_steps_are_measured_in_turn_and_not_again(
     (tmp_path / "step" / "another.json").write_text(json.dumps(found | {"commit": "another"}))
     with pytest.raises(UserError, match="more than one commit"):
         step_table.results(tmp_path / "step")
+
+
+def test_a_turn_is_made_by_the_command_line_in_a_process_of_its_own() -> None:
+    found = measuring.in_a_process("ours", measuring.Case("base", 1, 0.5, "bf16", 1), None)
+    assert found is not None
+    assert found["parts"].keys() == found["busy"].keys() == set(ours.STATES)
+    assert 500 < found["peak_memory_mb"] < 10_000
 
 
 def test_a_turn_without_memory_says_so_and_any_other_failure_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,16 @@ def test_several_runs_are_compared_under_names_that_tell_them_apart(tmp_path):
     assert sorted(set(page.ids)) == sorted(page.ids)
 
 
+def test_only_a_distillation_has_a_distillation_loss(tmp_path):
+    losses = {}
+    for objective in ("distillation", "masked_prediction"):
+        pruned = make_run(tmp_path / objective, COMPRESS | {"config": {"objective": objective}})
+        rows = Reading(report(tmp_path, pruned, make_run(tmp_path / f"{objective}-beside"))).rows
+        head = next(row for row in rows if "Distillation loss" in row)
+        losses[objective] = next(row for row in rows if objective in row)[head.index("Distillation loss")]
+    assert losses == {"distillation": "0.1", "masked_prediction": "-"}
+
+
 def test_an_interval_is_shown_beside_its_value(tmp_path):
     rows = [("teacher", (0.6634, 0.612, 0.71), 1234), ("words", (12.71, 11.0, 14.2), 0.12345)]
     page = Reading(report(tmp_path, tables=[Table("Probe", ("Model", "Accuracy", "Clips"), rows, note="95 %")]))
