@@ -6,7 +6,7 @@ from typing import Any, Literal
 Method = Literal["joint", "fixed", "prune-only", "one-shot", "learned-shape", "learned-shape-fresh"]
 
 STEPS = 3000
-RATES = (1e-3, 2e-3, 5e-4, 4e-3)  # the likeliest first: what is unfinished already tells something
+RATES = (4e-3, 2e-3, 1e-3, 8e-3)  # the likeliest first: what is unfinished already tells something
 COMPARED: tuple[Method, ...] = ("joint", "fixed", "prune-only", "one-shot")
 # What has a shape of its own, and the learned shape from the same weights.
 SAME_START: dict[Method, Method] = {"one-shot": "learned-shape", "fixed": "learned-shape-fresh"}
@@ -68,7 +68,7 @@ def comparison(rates: dict[Method, float]) -> list[Cell]:
         if "one-shot" in rates:
             cells.append(Cell("one-shot", rates["one-shot"], ablation="without-convolutions"))
         cells += [Cell(method, rates[like]) for like, method in SAME_START.items() if like in rates]
-    few: tuple[Method, ...] = ("joint", "fixed")
+    few: tuple[Method, ...] = ("joint", "fixed", "prune-only")
     for method in few:
         if method in rates:
             cells += [Cell(method, rates[method], audio=audio) for audio in (0.1, 0.3)]

@@ -27,7 +27,7 @@ from diminuendo.training.two_stages import Source
 
 ENCODER = "tiny-hubert"
 PRETRAINING = PretrainConfig(
-    steps=16_000, front_end=0.25, iteration_1=0.75, centred=True, clip_weights=(0.3, 0.3), precision="bf16"
+    steps=40_000, front_end=0.1, iteration_1=0.9, centred=True, clip_weights=(0.3, 0.3), precision="bf16"
 )
 SEED = 1  # of random weights
 LOOP = LoopConfig(device="cpu", quiet=True)
