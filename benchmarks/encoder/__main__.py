@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where models and decoded audio go")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
     given = parser.parse_args()
-    torch.set_num_threads(given.workers)
+    torch.set_num_threads(1)
     try:
         Bench(given.speech, given.work)  # the teacher, before the workers need it
     except UserError as error:
