@@ -43,12 +43,17 @@ test-all: check
 bench:
 	@grep -E '^# make bench' Makefile
 
-# make bench-encoder SPEECH=folder [WORK=bench]: methods compared on real speech; hours, resumable; see benchmarks/encoder/corpus.py
+# make bench-encoder SPEECH=folder [WORK=bench] [TEACHER=]: methods compared on real speech; hours, resumable
+# From the teacher that is kept here; with TEACHER= from one that it pretrains. SPEECH: see benchmarks/encoder/corpus.py
 WORK ?= bench
+RESULTS ?= $(WORK)/results
+TEACHER ?= benchmarks/results/encoder/teacher
 bench-encoder: env
 	@test -n "$(SPEECH)" || { echo "make bench-encoder SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.encoder $(SPEECH) --work $(WORK) --workers $(WORKERS)
-	$(BIN)/python -m benchmarks.encoder.table --work $(WORK) --latency --plot $(WORK)/encoder.png
+	$(BIN)/python -m benchmarks.encoder $(SPEECH) --work $(WORK) --results $(RESULTS) $(if $(TEACHER),--teacher $(TEACHER)) \
+	  --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.encoder.table --results $(RESULTS) --teacher $(or $(TEACHER),$(WORK)/teacher) --latency \
+	  --plot $(WORK)/encoder.png
 
 # make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; two idle hours, resumable, 20 GB
 bench-step: env

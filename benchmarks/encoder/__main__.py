@@ -1,9 +1,10 @@
 """Does joint distillation and pruning win on real speech? Every model of the comparison, made and probed.
 
-    python -m benchmarks.encoder SPEECH --work DIRECTORY [--workers N]
+    python -m benchmarks.encoder SPEECH --work DIRECTORY [--workers N] [--teacher DIRECTORY] [--results DIRECTORY]
 
-SPEECH has folders with a manifest.jsonl each, arabic_commands among them (see corpus.py); DIRECTORY takes the models,
-and a JSON for each in its results/. What is there is not made again, what was begun goes on.
+SPEECH has folders with a manifest.jsonl each, arabic_commands among them (see corpus.py); --work takes decoded audio
+and models, --results a JSON for each. What is there is not made again, what was begun goes on. Without --teacher one is
+pretrained first, which takes two processes about an hour.
 """
 
 import argparse
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.encoder.bench import Bench, worker
+from benchmarks.encoder import pretraining
+from benchmarks.encoder.bench import Bench, Places, worker
+from benchmarks.encoder.corpus import prepare, training_manifest
 from diminuendo.errors import UserError
 
 
@@ -22,16 +25,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder", description=__doc__.splitlines()[0])
     parser.add_argument("speech", type=Path, help="folders with a manifest.jsonl each, arabic_commands among them")
     parser.add_argument("--work", type=Path, required=True, help="where models and decoded audio go")
+    parser.add_argument("--teacher", type=Path, help="a pretrained one; default: WORK/teacher, made where it is not")
+    parser.add_argument("--results", type=Path, help="where results go, and those to go on from; default: WORK/results")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    teacher, results = given.teacher or given.work / "teacher", given.results or given.work / "results"
     try:
-        Bench(given.speech, given.work)  # the teacher, before the workers need it
+        manifest = training_manifest(prepare(given.speech, given.work))
+        if given.teacher is None:
+            pretraining.launch(manifest, teacher)
+        places = Places(given.speech, given.work, teacher, results)
+        Bench(places)  # what is wrong with these is found here
+        if not (results / "warmed-up.json").is_file():
+            pretraining.launch(manifest, given.work / "warmed-up", warm_up_only=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     processes = [
-        multiprocessing.get_context("spawn").Process(target=worker, args=(given.speech, given.work, number))
+        multiprocessing.get_context("spawn").Process(target=worker, args=(places, number))
         for number in range(given.workers)
     ]
     for process in processes:

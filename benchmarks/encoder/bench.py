@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.encoder import make
+from benchmarks.encoder import make, pretraining
 from benchmarks.encoder.cells import COMPARED, RATES, Cell, Method, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.encoder.probe import FLOORS, probe, probe_model
@@ -38,18 +38,27 @@ TOLD = (
 )
 
 
-class Bench:
-    """The parts of the benchmark in one working directory; `results` has a JSON for each model and floor."""
+@dataclass(frozen=True)
+class Places:
+    """Where the benchmark's parts are: recordings, decoded audio and models, the teacher, a JSON for each result."""
 
-    def __init__(self, speech: Path, work: Path) -> None:
-        self.work, self.results = work, work / "results"
-        self.audio = prepare(speech, work)
-        make.make_teacher(self.cuts(), work / "teacher")
-        self.teacher = source_of(work / "teacher")
+    speech: Path
+    work: Path
+    teacher: Path
+    results: Path
+
+
+class Bench:
+    """What is made and probed, of a teacher that is there. UserError if it is not, or results are of another."""
+
+    def __init__(self, places: Places) -> None:
+        self.places, self.work, self.results = places, places.work, places.results
+        self.audio = prepare(places.speech, places.work)
+        self.teacher = source_of(places.teacher)
         self.teacher_checksum = fingerprint(self.teacher.model)
         for path in self.results.glob("*.json"):
             if json.loads(path.read_text()).get("teacher", self.teacher_checksum) != self.teacher_checksum:
-                raise UserError(f"{path} is of another teacher than {work / 'teacher'}: remove {self.results}")
+                raise UserError(f"{path} is of another teacher than {places.teacher}: remove {self.results}")
 
     def cuts(self, fraction: float = 1.0) -> Any:
         return read_cuts(training_manifest(self.audio, fraction), None)
@@ -57,18 +66,20 @@ class Bench:
     def references(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """What is probed beside the cells."""
         found: dict[str, Callable[[], dict[str, Any]]] = {
-            "teacher": lambda: self._probed(self.teacher, self.work / "teacher"),
+            "teacher": lambda: self._pretrained(self.teacher, self.places.teacher),
             "random": lambda: {"seed": make.SEED, **self._probed(make.random_encoder(self.teacher, make.SEED))},
-            "warmed-up": self._warmed_up,
         }
+        warmed_up = self.work / "warmed-up"
+        if (warmed_up / "result.json").is_file():
+            found["warmed-up"] = lambda: self._pretrained(source_of(warmed_up), warmed_up)
         for name, features in FLOORS.items():
             found[name] = lambda features=features: probe(features(), self.audio)  # type: ignore[misc]
         return found
 
-    def _warmed_up(self) -> dict[str, Any]:
-        out = self.work / "warmed-up"
-        make.make_warmed_up(self.cuts(), out)
-        return self._probed(source_of(out), out)
+    def _pretrained(self, source: Source, out: Path) -> dict[str, Any]:
+        found = self._probed(source, out)
+        # A run counts the processor seconds of its first process; the others do the same work.
+        return found | {"processes": pretraining.PROCESSES, "cpu_seconds": found["cpu_seconds"] * pretraining.PROCESSES}
 
     def _probed(self, source: Source, out: Path | None = None) -> dict[str, Any]:
         """What a model costs and knows; with the directory of its run, also how it was made."""
@@ -188,9 +199,9 @@ def work_through(bench: Bench) -> None:
             time.sleep(WAIT_SECONDS)
 
 
-def worker(speech: Path, work: Path, number: int) -> None:
+def worker(places: Places, number: int) -> None:
     logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s worker {number}: %(message)s")
     logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("diminuendo").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    work_through(Bench(speech, work))
+    work_through(Bench(places))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 Method = Literal["joint", "fixed", "prune-only", "one-shot", "learned-shape", "learned-shape-fresh"]
 
 STEPS = 3000
-RATES = (4e-3, 2e-3, 1e-3, 8e-3)  # the likeliest first: what is unfinished already tells something
+RATES = (4e-3, 2e-3, 8e-3)  # the likeliest first: what is unfinished already tells something
 COMPARED: tuple[Method, ...] = ("joint", "fixed", "prune-only", "one-shot")
 # What has a shape of its own, and the learned shape from the same weights.
 SAME_START: dict[Method, Method] = {"one-shot": "learned-shape", "fixed": "learned-shape-fresh"}
@@ -59,18 +59,25 @@ def tuning() -> list[Cell]:
 
 def comparison(rates: dict[Method, float]) -> list[Cell]:
     """All that follows, the most telling first. `rates`: of the methods that are tuned."""
-    cells = [Cell(method, rates[method], seed=seed) for seed in (1, 2) for method in COMPARED if method in rates]
-    cells += [Cell(method, rates[method], keep=keep) for keep in (0.125, 0.5) for method in COMPARED if method in rates]
-    if "prune-only" in rates:  # nothing is pruned: what the teacher gains in as many steps more
-        cells.append(Cell("prune-only", rates["prune-only"], keep=1.0))
-    if "joint" in rates:
-        cells += [Cell("joint", rates["joint"], ablation=name) for name in ABLATIONS]
-        if "one-shot" in rates:
-            cells.append(Cell("one-shot", rates["one-shot"], ablation="without-convolutions"))
-        cells += [Cell(method, rates[like]) for like, method in SAME_START.items() if like in rates]
+    cells: list[Cell] = []
+
+    def add(*methods: Method, like: Method | None = None, **changes: Any) -> None:
+        """Of the methods whose rate is known, or the rate of the method that they are `like`."""
+        found = ((method, rates.get(like or method)) for method in methods)
+        cells.extend(Cell(method, rate, **changes) for method, rate in found if rate is not None)
+
+    for seed in (1, 2):
+        add(*COMPARED, seed=seed)
+    add("prune-only", keep=1.0)  # nothing is pruned: what the teacher gains in as many steps more
+    for keep in (0.125, 0.5):
+        add(*COMPARED, keep=keep)
     few: tuple[Method, ...] = ("joint", "fixed", "prune-only")
-    for method in few:
-        if method in rates:
-            cells += [Cell(method, rates[method], audio=audio) for audio in (0.1, 0.3)]
-            cells.append(Cell(method, rates[method], steps=STEPS // 4))
+    for audio in (0.1, 0.3):
+        add(*few, audio=audio)
+    add(*few, steps=STEPS // 4)
+    for like, method in SAME_START.items():
+        add(method, like=like)
+    for name in ABLATIONS:
+        add("joint", ablation=name)
+    add("one-shot", ablation="without-convolutions")
     return cells

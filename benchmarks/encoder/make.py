@@ -1,4 +1,4 @@
-"""The models: the teacher, and by every method a small one from it."""
+"""The models: by every method a small one from the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,33 +15,19 @@ from diminuendo.importance import magnitude
 from diminuendo.profiling.count import count_parameters
 from diminuendo.pruning.budget import Budget, parse_budget, select
 from diminuendo.pruning.removal import remove
+from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.students.deep_thin import deep_thin
 from diminuendo.training.compress import compress
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.distil import DistilConfig, distil
-from diminuendo.training.pretrain import pretrain
-from diminuendo.training.pretrain_config import PretrainConfig
 from diminuendo.training.two_stages import Source
 
-ENCODER = "tiny-hubert"
-PRETRAINING = PretrainConfig(
-    steps=40_000, front_end=0.1, iteration_1=0.9, centred=True, clip_weights=(0.3, 0.3), precision="bf16"
-)
 SEED = 1  # of random weights
 LOOP = LoopConfig(device="cpu", quiet=True)
-
-
-def make_teacher(cuts: CutSet, out: Path) -> dict[str, Any]:
-    return pretrain(ENCODER, cuts, out, PRETRAINING, loop=LoopConfig(device="cpu"), resume=True)
-
-
-def make_warmed_up(cuts: CutSet, out: Path) -> dict[str, Any]:
-    """The teacher as it was after the warm-up of its front end."""
-    steps = PRETRAINING.stage_steps["front_end"]
-    config = replace(PRETRAINING, steps=steps, front_end=1.0, iteration_1=0.0)
-    return pretrain(ENCODER, cuts, out, config, loop=LOOP, resume=True)
+# Of every run: batches of half of what a step of the teacher hears, so that a cell takes minutes.
+BATCHES: dict[str, Any] = {"seconds_per_batch": 10.0, "max_seconds": 4.0, "precision": "bf16"}
 
 
 def make(cell: Cell, teacher: Source, cuts: CutSet, out: Path, learned: Shape | None = None) -> dict[str, Any]:
@@ -54,18 +40,13 @@ def make(cell: Cell, teacher: Source, cuts: CutSet, out: Path, learned: Shape | 
     budget = parse_budget(f"params={cell.keep}")
     if cell.method == "fixed":
         student = deep_thin(teacher.model, budget.amount(count_parameters(teacher.model)), seed=cell.run_seed)
+    elif cell.method == "one-shot":
+        student = one_shot(teacher.model, budget, ABLATIONS.get(cell.ablation, {}).get("fixed", ()))
     else:
+        assert learned is not None
         fresh = cell.method == "learned-shape-fresh"
-        start = fresh_layers(teacher, cell.run_seed) if fresh else teacher.model
-        student = cut(start, budget, learned, ABLATIONS.get(cell.ablation, {}).get("fixed", ()))
-    config = DistilConfig(
-        steps=cell.steps,
-        learning_rate=cell.rate,
-        seconds_per_batch=PRETRAINING.seconds_per_batch,
-        max_seconds=PRETRAINING.max_seconds,
-        precision="bf16",
-        seed=cell.run_seed,
-    )
+        student = in_shape(fresh_layers(teacher, cell.run_seed) if fresh else teacher.model, learned)
+    config = DistilConfig(steps=cell.steps, learning_rate=cell.rate, seed=cell.run_seed, **BATCHES)
     return distil(student, teacher, cuts, out, config, loop=LOOP, resume=True)
 
 
@@ -78,32 +59,43 @@ def joint_config(cell: Cell) -> CompressConfig:
         "distil_steps": cell.steps - joint,
         "learning_rate": cell.rate,
         "distil_learning_rate": cell.rate / 2,
-        "seconds_per_batch": PRETRAINING.seconds_per_batch,
-        "max_seconds": PRETRAINING.max_seconds,
-        "precision": "bf16",
         "seed": cell.run_seed,
         "objective": "masked_prediction" if cell.method == "prune-only" else "distillation",
+        **BATCHES,
         **ABLATIONS.get(cell.ablation, {}),
     }
     return compress_config(**settings)
 
 
-def cut(teacher: Model, budget: Budget, learned: Shape | None = None, fixed: Sequence[str] = ()) -> Model:
-    """The teacher without its members of least magnitude: to the budget in one shot, or to a shape that was learned.
+def one_shot(teacher: Model, budget: Budget, fixed: Sequence[str] = ()) -> Model:
+    """The teacher without its members of least magnitude, to the budget at once. Kinds of axes in `fixed` keep all."""
+    axes, state, scores = _ranked(teacher)
+    scores |= {axis.name: torch.full((axis.size,), torch.inf) for axis in axes if axis.kind in fixed}
+    cost = build_cost_model(family_of(teacher).plain(teacher))
+    return _cut(teacher, axes, state, select(cost, budget, count_parameters(teacher), scores))
 
-    fixed: kinds of axes that keep all members, where the shape is not a learned one.
-    """
+
+def in_shape(teacher: Model, shape: dict[str, Any]) -> Model:
+    """The teacher's members of most magnitude, as many as a shape has; of the widths of a thin student, any weights."""
+    if "hidden_size" in shape:
+        cls: Any = family_of(teacher).encoder_class
+        thin: Model = cls(type(teacher.config)(**teacher.config.to_dict() | shape)).eval()
+        return thin
+    axes, state, scores = _ranked(teacher)
+    return _cut(teacher, axes, state, {axis.name: _largest(scores[axis.name], shape[axis.name]) for axis in axes})
+
+
+def _ranked(teacher: Model) -> tuple[tuple[Axis, ...], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     family = family_of(teacher)
     plain = family.plain(teacher)
     axes = family.axes(plain)
-    scores = magnitude(axes, plain.state_dict())
-    scores |= {axis.name: torch.full((axis.size,), torch.inf) for axis in axes if axis.kind in fixed}
-    if learned is None:
-        selection = select(build_cost_model(plain), budget, count_parameters(teacher), scores)
-    else:
-        selection = {axis.name: _largest(scores[axis.name], learned[axis.name]) for axis in axes}
-    state = remove(axes, {name: value.detach() for name, value in plain.state_dict().items()}, selection)
-    return build(family, teacher.config, shape_of(axes, selection), state, recogniser=False)
+    state = {name: value.detach() for name, value in plain.state_dict().items()}
+    return axes, state, magnitude(axes, state)
+
+
+def _cut(teacher: Model, axes: tuple[Axis, ...], state: dict[str, torch.Tensor], selection: Selection) -> Model:
+    config, shape = teacher.config, shape_of(axes, selection)
+    return build(family_of(teacher), config, shape, remove(axes, state, selection), recogniser=False)
 
 
 def _largest(scores: torch.Tensor, kept: int | list[int]) -> torch.Tensor:

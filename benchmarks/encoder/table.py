@@ -1,7 +1,7 @@
 """The results of the encoder benchmark: tables, a plot, and the latency of its models.
 
     python -m benchmarks.encoder.table                                 # of the results that are kept here
-    python -m benchmarks.encoder.table --work DIRECTORY --latency --plot FILE   # of a benchmark of your own
+    python -m benchmarks.encoder.table --results DIRECTORY --teacher DIRECTORY --latency --plot FILE   # of your own
 
 As Markdown: every model ("rate": the learning rate that was best on dev, of those in cells.py; "expected": the fraction
 that the gates left when selection came); how much more one method has than another on the same clips; what joint runs
@@ -20,6 +20,7 @@ import torch
 from benchmarks.encoder import paired
 from benchmarks.encoder.bench import dev_score
 from benchmarks.encoder.cells import STEPS
+from benchmarks.encoder.make import in_shape
 from benchmarks.record import RESULTS, record
 from diminuendo.api import source_of
 from diminuendo.errors import UserError
@@ -41,6 +42,7 @@ NAMES = {
 }
 REFERENCES = ("teacher", "warmed-up", "random", "log-mel", "mfcc")
 LATENCY = "latency.json"
+TEACHER = RESULTS / "encoder" / "teacher"
 PLAIN = ("", 1.0, STEPS)  # ablation, audio and steps of what is not one of these studies
 Row = dict[str, Any]
 
@@ -197,30 +199,26 @@ def shapes(found: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def measure_latency(work: Path, results: Path) -> None:
-    """Every model that is there, in turn, batch 1, 10 s, one thread."""
+def measure_latency(found: dict[str, Row], teacher: Path, results: Path) -> None:
+    """A model of every shape in turn, batch 1, 10 s, one thread; what its weights are makes no difference."""
     torch.set_num_threads(1)
-    folders = [*sorted((work / "cells").iterdir()), work / "teacher", work / "warmed-up"]
-    models = {folder.name: source_of(folder).model for folder in folders if (results / f"{folder.name}.json").is_file()}
-    found = measure_interleaved(models, runs=20)
-    record(results / LATENCY, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in found.items()}})
+    whole = source_of(teacher).model
+    models = {name: in_shape(whole, row["shape"]) for name, row in found.items() if "shape" in row}
+    measured = measure_interleaved(models, runs=20)
+    record(results / LATENCY, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in measured.items()}})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder.table", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--work", type=Path, metavar="DIRECTORY", help="of the benchmark; default: the results kept here"
-    )
-    parser.add_argument("--latency", action="store_true", help="measure the models of --work first")
+    parser.add_argument("--results", type=Path, default=RESULTS / "encoder", help="default: the results kept here")
+    parser.add_argument("--teacher", type=Path, default=TEACHER, help="for --latency; default: the one kept here")
+    parser.add_argument("--latency", action="store_true", help="measure models of the results' shapes first")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     given = parser.parse_args()
-    if given.latency and not given.work:
-        parser.error("--latency measures models and needs their --work DIRECTORY")
-    folder = given.work / "results" if given.work else RESULTS / "encoder"
+    folder, found = given.results, results(given.results)
     if given.latency:
-        measure_latency(given.work, folder)
+        measure_latency(found, given.teacher, folder)
     latency = json.loads((folder / LATENCY).read_text())["p50_ms"] if (folder / LATENCY).is_file() else {}
-    found = results(folder)
     grouped = groups(found)
     print(table(found, latency), paired.table(grouped, label), shapes(found), sep="\n\n")
     if given.plot:
