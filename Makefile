@@ -55,10 +55,14 @@ bench-encoder: env
 	$(BIN)/python -m benchmarks.encoder.table --results $(RESULTS) --teacher $(or $(TEACHER),$(WORK)/teacher) --latency \
 	  --plot $(WORK)/encoder.png
 
-# make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; two idle hours, resumable, 20 GB
+# make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; one idle hour, resumable, 20 GB
+# First the step itself, then how its cost grows with clips and model; the last two take minutes a step, so one step each.
+STEP := $(BIN)/python -m benchmarks.step $(if $(PUBLISHED),--published $(PUBLISHED))
 bench-step: env
-	$(BIN)/python -m benchmarks.step $(if $(PUBLISHED),--published $(PUBLISHED))
-	$(BIN)/python -m benchmarks.step --growth --runs 2 --threads 1 $(if $(PUBLISHED),--published $(PUBLISHED))
+	$(STEP)
+	$(STEP) --threads 1 --seconds 2 5
+	$(STEP) --threads 1 --seconds 30 --runs 1
+	$(STEP) --threads 1 --size large --runs 1
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """What a joint step costs at real size: seconds by part, beside its floor and beside the published code.
 
-    python -m benchmarks.step [--published CHECKOUT] [--growth]
+    python -m benchmarks.step [--published CHECKOUT] [--size base] [--seconds 10]
 
 Times are of CPU steps on random audio with random weights. Ours and the published code take turns; a turn is a process
 of its own, alone with the machine: of each state one step that is not measured, then one that is. Every case is a JSON
@@ -9,6 +9,7 @@ benchmarks.step.table prints them.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -196,32 +197,26 @@ def measured(path: Path, runs: int, published_commit: str | None) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
     parser.add_argument("--published", type=Path, help="a checkout of the published DPHuBERT code, to measure beside")
-    parser.add_argument("--growth", action="store_true", help="instead, clips of 2, 5 and 30 s, and HuBERT Large")
     parser.add_argument("--size", choices=ours.SIZES, default="base")
     parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each clip")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0], help="of each clip")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--turn", choices=("ours", "published"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.turn:
-        case = Case(given.size, given.clips, given.seconds, given.precision[0], given.threads[0])
+        case = Case(given.size, given.clips, given.seconds[0], given.precision[0], given.threads[0])
         print(json.dumps(within_memory(given.turn, case, given.published)))
         return
-    sizes = [(given.size, given.seconds)]
-    if given.growth:
-        sizes = [("base", seconds) for seconds in (2.0, 5.0, 30.0)] + [("large", 10.0)]
     published_commit = None if given.published is None else commit(given.published)
-    for size, seconds in sizes:
-        for precision in given.precision:
-            for threads in given.threads:
-                case = Case(size, given.clips, seconds, precision, threads)
-                path = RESULTS / "step" / f"{case.name}.json"
-                if not measured(path, given.runs, published_commit):
-                    found = measure(case, given.runs, given.published)
-                    record(path, found | {"published_commit": published_commit})
-                print(path, flush=True)
+    for seconds, precision, threads in itertools.product(given.seconds, given.precision, given.threads):
+        case = Case(given.size, given.clips, seconds, precision, threads)
+        path = RESULTS / "step" / f"{case.name}.json"
+        if not measured(path, given.runs, published_commit):
+            found = measure(case, given.runs, given.published)
+            record(path, found | {"published_commit": published_commit})
+        print(path, flush=True)
 
 
 if __name__ == "__main__":
