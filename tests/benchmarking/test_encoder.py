@@ -19,12 +19,14 @@ from benchmarks.encoder.corpus import prepare, training_manifest
 from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import HeadConfig
+from diminuendo.families import load
 from diminuendo.profiling.count import count_parameters
 from diminuendo.pruning.budget import parse_budget
 from diminuendo.students.deep_thin import deep_thin
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.progress import Diverged
+from diminuendo.training.run import fingerprint
 
 RATES_FOUND: Any = dict.fromkeys(COMPARED, 1e-3)
 
@@ -176,6 +178,11 @@ def test_the_table_has_seeds_together_and_the_chosen_rate_alone() -> None:
         "| a | 4 / 4; 2 / 4 |",
         "| b | 4 / 4; 2 / 4 |",
     ]
+
+
+def test_the_results_that_are_kept_are_of_the_teacher_that_is_kept() -> None:
+    kept = table.results(table.RESULTS / "encoder")
+    assert {row["teacher"] for row in kept.values()} == {fingerprint(load(table.TEACHER))}
 
 
 @pytest.fixture
