@@ -37,14 +37,19 @@ def main() -> None:
             pretraining.launch(manifest, teacher)
         places = Places(given.speech, given.work, teacher, results)
         Bench(places)  # what is wrong with these is found here
-        if not (results / "warmed-up.json").is_file():
-            pretraining.launch(manifest, given.work / "warmed-up", warm_up_only=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    work_through(places, given.workers)
+    if not (results / "warmed-up.json").is_file():  # last: it says least, and takes all processors
+        pretraining.launch(manifest, given.work / "warmed-up", warm_up_only=True)
+        work_through(places, 1)
+
+
+def work_through(places: Places, workers: int) -> None:
+    """Raises SystemExit if one of the workers fails."""
     processes = [
-        multiprocessing.get_context("spawn").Process(target=worker, args=(places, number))
-        for number in range(given.workers)
+        multiprocessing.get_context("spawn").Process(target=worker, args=(places, number)) for number in range(workers)
     ]
     for process in processes:
         process.start()
