@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from benchmarks.encoder import __main__ as entry
 from benchmarks.encoder import bench, cells, make, paired, pretraining, probe, table
 from benchmarks.encoder.bench import Places
 from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, SAME_START, STEPS, Cell, comparison, tuning
@@ -250,6 +251,28 @@ def test_what_is_pretrained_is_launched_once_by_as_many_processes_as_its_recipe_
     assert result["steps"] == {"front_end": pretraining.PRETRAINING.stage_steps["front_end"]} | dict.fromkeys(
         ("iteration_1", "iteration_2"), 0
     )
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_teacher_is_pretrained_unless_one_is_given_and_its_warm_up_goes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(entry, "prepare", lambda speech, work: work)
+    monkeypatch.setattr(entry, "training_manifest", lambda audio: audio)
+    monkeypatch.setattr(entry, "Bench", lambda places: done.append(f"look at {places.teacher.name}"))
+    monkeypatch.setattr(entry, "work_through", lambda places, workers: done.append(f"{workers} workers"))
+    monkeypatch.setattr(pretraining, "launch", lambda manifest, out, **_: done.append(f"train {out.name}"))
+    words = ["encoder", "speech", "--work", str(tmp_path), "--workers", "2"]
+    monkeypatch.setattr(sys, "argv", [*words, "--teacher", "kept"] if given else words)
+    entry.main()
+    first = ["look at kept"] if given else ["train teacher", "look at teacher"]
+    assert done == [*first, "2 workers", "train warmed-up", "1 workers"]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "warmed-up.json").write_text("{}")
+    done.clear()
+    entry.main()
+    assert done == [*first, "2 workers"]
 
 
 @pytest.mark.usefixtures("small_bench")
