@@ -44,16 +44,19 @@ def make_teacher(cuts: CutSet, out: Path, *, warm_up_only: bool = False) -> dict
 
 
 def launch(manifest: Path, out: Path, *, warm_up_only: bool = False) -> None:
-    """`make_teacher` by PROCESSES processes of one thread each; nothing where that is done.
+    """`make_teacher` by PROCESSES processes of one thread each; what is finished is only looked at.
 
-    Raises CalledProcessError if it fails.
+    Raises UserError if `out` holds another run that is finished, SystemExit if the processes fail, which say why.
     """
     if (out / "result.json").is_file():
+        make_teacher(read_cuts(manifest, None), out, warm_up_only=warm_up_only)
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     command += ["-m", "benchmarks.encoder.pretraining", str(manifest.resolve()), str(out.resolve())]
     command += ["--warm-up-only"] if warm_up_only else []
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(1)
 
 
 def main() -> None:
