@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -51,17 +52,18 @@ def main() -> None:
 
 
 def work_through(places: Places, workers: int) -> None:
-    """Raises SystemExit if one of the workers fails."""
+    """Raises SystemExit as soon as one of the workers fails, which ends the others."""
     processes = [
         multiprocessing.get_context("spawn").Process(target=worker, args=(places, number), daemon=True)
         for number in range(workers)
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit(1)
+    while processes:
+        wait([process.sentinel for process in processes])
+        if any(process.exitcode for process in processes):
+            raise SystemExit(1)
+        processes = [process for process in processes if process.exitcode != 0]
 
 
 if __name__ == "__main__":

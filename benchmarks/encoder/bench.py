@@ -96,9 +96,7 @@ class Bench:
 
     def run(self, cell: Cell) -> dict[str, Any]:
         out = self.work / "cells" / cell.name
-        learned = None
-        if cell.method.startswith("learned-shape"):
-            learned = json.loads(self._result_of_joint(cell).read_text())["shape"]
+        learned = learned_shape(self.results, cell) if cell.needs_learned_shape else None
         make.make(cell, self.teacher, self.cuts(cell.audio), out, learned)
         return {"final_loss": final_loss(out / "log.jsonl"), **self._probed(source_of(out), out)}
 
@@ -110,11 +108,7 @@ class Bench:
 
     def ready(self, cell: Cell) -> bool:
         """Whether what a cell needs of others is there."""
-        return not cell.method.startswith("learned-shape") or self._result_of_joint(cell).is_file()
-
-    def _result_of_joint(self, cell: Cell) -> Path:
-        joint = Cell("joint", best_rates(self.results)["joint"], keep=cell.keep, seed=cell.seed)
-        return self.results / f"{joint.name}.json"
+        return not cell.needs_learned_shape or learned_shape(self.results, cell) is not None
 
 
 def shape_in(config: Any) -> dict[str, Any]:
@@ -146,6 +140,14 @@ def best_rates(results: Path) -> dict[Method, float]:
         if len(scores) == len(RATES):
             found[method] = max(scores, key=lambda rate: scores[rate])
     return found
+
+
+def learned_shape(results: Path, cell: Cell) -> dict[str, Any] | None:
+    """That of the joint run of the cell's fraction and seed, with the chosen rate; None as long as there is none."""
+    if (rate := best_rates(results).get("joint")) is None:
+        return None
+    path = results / f"{Cell('joint', rate, keep=cell.keep, seed=cell.seed).name}.json"
+    return dict(json.loads(path.read_text())["shape"]) if path.is_file() else None
 
 
 def dev_score(values: dict[str, Any]) -> float:

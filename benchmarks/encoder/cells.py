@@ -39,6 +39,10 @@ class Cell:
     ablation: str = ""
 
     @property
+    def needs_learned_shape(self) -> bool:
+        return self.method.startswith("learned-shape")
+
+    @property
     def run_seed(self) -> int:
         """Of the run. A stage draws from its run's seed plus its number, so neighbours would share theirs."""
         return 10 * (self.seed + 1)

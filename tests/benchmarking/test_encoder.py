@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,30 @@ def test_a_methods_rate_is_the_best_on_dev_once_all_are_tried(tmp_path: Path) ->
         scores = {task: {"dev_accuracy": accuracy} for task in ("keyword", "speaker")}
         (tmp_path / f"{Cell('fixed', rate).name}.json").write_text(json.dumps(scores))
     assert bench.best_rates(tmp_path) == {"fixed": RATES[1]}
+
+
+def test_a_learned_shape_is_waited_for_until_joints_rate_is_known(tmp_path: Path) -> None:
+    cell = Cell("learned-shape-fresh", 1e-3)
+    for number, rate in enumerate(RATES):
+        assert bench.learned_shape(tmp_path, cell) is None
+        scores = {task: {"dev_accuracy": number / 10} for task in ("keyword", "speaker")}
+        for method in ("fixed", "joint"):
+            (tmp_path / f"{Cell(method, rate).name}.json").write_text(json.dumps(scores | {"shape": {"axis": number}}))
+    assert bench.learned_shape(tmp_path, cell) == {"axis": len(RATES) - 1}
+    assert bench.learned_shape(tmp_path, replace(cell, seed=1)) is None
+
+
+def _fail_or_wait(places: Places, number: int) -> None:
+    time.sleep(300 * number)
+    raise SystemExit(3)
+
+
+def test_a_failing_worker_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "worker", _fail_or_wait)
+    started = time.monotonic()
+    with pytest.raises(SystemExit, match="1"):
+        entry.work_through(Places(tmp_path, tmp_path, tmp_path, tmp_path), 2)
+    assert time.monotonic() - started < 200
 
 
 def test_a_fraction_of_the_audio_is_taken_from_every_folder_and_no_test_clip(tmp_path: Path) -> None:
