@@ -12,6 +12,7 @@ have kept, layer by layer. Accuracies are of test clips, with 95 % bootstrap int
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.encoder import paired
 from benchmarks.encoder.bench import dev_score
-from benchmarks.encoder.cells import STEPS
+from benchmarks.encoder.cells import COMPARED, STEPS
 from benchmarks.encoder.make import in_shape
 from benchmarks.record import RESULTS, record
 from diminuendo.api import source_of
@@ -79,7 +80,7 @@ def _score(rows: list[Row]) -> tuple[float, int]:
 def label(key: tuple[Any, ...]) -> str:
     method, keep, ablation, audio, taken = key
     if keep == 1:
-        return "the teacher, trained on as long as a student"
+        return "nothing removed, trained on by its own loss"
     notes = [ablation.replace("-", " ")] if ablation else []
     notes += [f"{audio:.0%} of the audio"] if audio < 1 else []
     notes += [f"{taken:,} steps"] if taken != STEPS else []
@@ -138,52 +139,56 @@ def table(found: dict[str, Row], latency: dict[str, float]) -> str:
 
 
 def plot(found: dict[str, Row], latency: dict[str, float], path: Path) -> None:
-    """Accuracy against kept parameters and against latency, with intervals."""
+    """Accuracy against kept parameters and against latency, with intervals; floors where they are near the models."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharey="row")
-    plain = {key: rows for key, rows in groups(found).items() if key[2:] == PLAIN}
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", layout="constrained")
+    plain = [rows for key, rows in groups(found).items() if key[2:] == PLAIN and key[1] < 1]
+    places = {
+        "kept parameters, %": lambda row: 100 * row["cell"]["keep"],
+        "milliseconds for 10 s of audio, 1 thread": lambda row: latency.get(row["name"]),
+    }
     for row_axes, task in zip(axes, ("keyword", "speaker"), strict=True):
-        for method in ("joint", "fixed", "one-shot", "prune-only"):
-            same = [rows for key, rows in sorted(plain.items(), key=str) if key[0] == method]
-            same.sort(key=lambda rows: rows[0]["params"])
-            for axis, kind in zip(row_axes, ("params", "latency"), strict=True):
-                _line(axis, same, task, kind, found["teacher"], latency, NAMES[method])
-        for axis in row_axes:
+        for axis, (title, place) in zip(row_axes, places.items(), strict=True):
+            for number, method in enumerate(COMPARED):
+                points = _points([rows for rows in plain if rows[0]["cell"]["method"] == method], task, place)
+                # Side by side where sizes are equal, so that intervals do not cover each other.
+                _line(axis, points, 1 + 0.04 * (number - 1.5) if axis is row_axes[0] else 1.0, NAMES[method])
+            low, high = axis.get_ylim()
             for name, style in (("teacher", "-"), ("log-mel", ":"), ("mfcc", "--")):
-                axis.axhline(
-                    100 * found[name][task]["accuracy"], color="grey", linestyle=style, linewidth=1, label=name
-                )
+                axis.axhline(100 * found[name][task]["accuracy"], color="grey", ls=style, lw=1, label=NAMES[name])
+            axis.set_ylim(low, high)
             axis.grid(alpha=0.3)
+            axis.set_xlabel(title if task == "speaker" else "")
+        row_axes[0].set_xscale("log")
+        row_axes[0].set_xticks(sorted({100 * rows[0]["cell"]["keep"] for rows in plain}), minor=False)
+        row_axes[0].xaxis.set_major_formatter("{x:g}")
+        row_axes[0].xaxis.set_minor_formatter("")
         row_axes[0].set_ylabel(f"{task} accuracy, %")
-    axes[1][0].set_xlabel("kept parameters, % of the teacher's")
-    axes[1][1].set_xlabel("milliseconds for 10 s of audio, 1 thread")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def _line(
-    axis: Any, same: list[list[Row]], task: str, kind: str, teacher: Row, latency: dict[str, float], label: str
-) -> None:
+def _points(same: list[list[Row]], task: str, place: Callable[[Row], float | None]) -> list[tuple[float, ...]]:
+    """Place, accuracy, and how far its interval goes below and above, in %, from left to right: of seeds the means."""
     points = []
     for rows in same:
-        names = [row["name"] for row in rows]
-        if kind == "latency" and not all(name in latency for name in names):
-            continue
-        x = (
-            100 * rows[0]["params"] / teacher["params"]
-            if kind == "params"
-            else sum(latency[name] for name in names) / len(names)
+        places = [x for row in rows if (x := place(row)) is not None]
+        mean, low, high = (
+            100 * sum(row[task][part] for row in rows) / len(rows) for part in ("accuracy", "low", "high")
         )
-        mean, low, high = (sum(row[task][part] for row in rows) / len(rows) for part in ("accuracy", "low", "high"))
-        points.append((x, 100 * mean, 100 * (mean - low), 100 * (high - mean)))
+        if len(places) == len(rows):
+            points.append((sum(places) / len(rows), mean, mean - low, high - mean))
+    return sorted(points)
+
+
+def _line(axis: Any, points: list[tuple[float, ...]], shift: float, label: str) -> None:
     if points:
-        x_values, means, below, above = zip(*points, strict=True)
-        axis.errorbar(x_values, means, yerr=(below, above), marker="o", capsize=3, label=label)
+        x, means, below, above = zip(*points, strict=True)
+        axis.errorbar([shift * value for value in x], means, yerr=(below, above), marker="o", capsize=3, label=label)
 
 
 def shapes(found: dict[str, Row]) -> str:
