@@ -72,7 +72,7 @@ def comparison(rates: dict[Method, float]) -> list[Cell]:
 
     for seed in (1, 2):
         add(*COMPARED, seed=seed)
-    add("prune-only", keep=1.0)  # nothing is pruned: what the teacher gains in as many steps more
+    add("prune-only", keep=1.0)  # nothing is removed: what the teacher gains in as many steps more
     for keep in (0.125, 0.5):
         add(*COMPARED, keep=keep)
     few: tuple[Method, ...] = ("joint", "fixed", "prune-only")
