@@ -6,7 +6,7 @@ from typing import Any, Literal
 Method = Literal["joint", "fixed", "prune-only", "one-shot", "learned-shape", "learned-shape-fresh"]
 
 STEPS = 3000
-RATES = (4e-3, 2e-3, 8e-3, 1.6e-2)  # the likeliest first: what is unfinished already tells something
+RATES = (4e-3, 2e-3, 8e-3, 1.6e-2, 1e-3)  # the likeliest first: what is unfinished already tells something
 COMPARED: tuple[Method, ...] = ("joint", "fixed", "prune-only", "one-shot")
 # What has a shape of its own, and the learned shape from the same weights.
 SAME_START: dict[Method, Method] = {"one-shot": "learned-shape", "fixed": "learned-shape-fresh"}
