@@ -1,7 +1,6 @@
 """One joint step of ours, as a run makes it, and how its time divides."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from benchmarks.step.clock import Clock
 from diminuendo.api import compress_config
 from diminuendo.distillation.hidden import HiddenDistillation, default_layers
 from diminuendo.families import build_cost_model, family_of
@@ -69,14 +69,15 @@ def learned_shape(axes: Sequence[Axis], cost: CostModel, total: float) -> Select
 class Step:
     """HuBERT with random weights, gated, against a frozen copy; one step a call, of clips of `seconds`."""
 
-    def __init__(self, size: str, precision: str, seconds: float) -> None:
+    def __init__(self, size: str, precision: str, seconds: float, device: str = "cpu") -> None:
+        self.device = torch.device(device)
         self.config = compress_config(precision=precision, max_seconds=seconds)
         torch.manual_seed(0)
         teacher: Any = HubertModel(HubertConfig(**SIZES[size])).eval()
         family = family_of(teacher)
         student: Any = family.plain(teacher)
         self.parameters = count_parameters(teacher)
-        choose_attention(student, self.config, torch.device("cpu"))
+        choose_attention(student, self.config, self.device)
         gates = Gates(family.axes(student))
         attach(student, gates)
         cost = build_cost_model(family.plain(teacher))
@@ -91,7 +92,7 @@ class Step:
         width = teacher.config.hidden_size
         distillation = HiddenDistillation(default_layers(teacher.config.num_hidden_layers), width, width)
         extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
-        self.teacher, self.student, self.distillation = teacher, student, distillation
+        self.teacher, self.student, self.distillation = teacher.to(self.device), student, distillation
         self.objective = JointObjective(
             DistillationObjective(student, teacher, extractor, distillation),
             gates=gates,
@@ -100,7 +101,8 @@ class Step:
             total=float(self.parameters),
             removed=1.0 - KEPT,
             ramp_steps=1,
-        ).train()
+        )
+        self.objective.to(self.device).train()
         weights = [p for part in (student, distillation) for p in part.parameters() if p.requires_grad]
         # Rates of 0: all the work of a step, and every step the same.
         groups = [
@@ -116,17 +118,14 @@ class Step:
         """Sets the gates as they are at the start, or once the target is reached: those of `learned_shape` open."""
         self.gates.log_alpha.copy_(self.log_alpha[state])
 
-    def __call__(self, waveforms: Tensor) -> dict[str, float]:
-        """Makes a step; gives its seconds by part, which sum to it.
+    def __call__(self, waveforms: Tensor) -> Clock:
+        """Makes a step; its seconds by part sum to it.
 
         The gated weights are made before the student runs instead of one by one as it does, which is the same work. In
         the backward pass autograd takes the last node first: loss, encoder, front end, and the gates' products last.
         """
-        objective, student = self.objective, self.student
-        marks: list[tuple[str, float]] = []
-
-        def mark(part: str) -> None:
-            marks.append((part, time.perf_counter()))
+        objective, student, clock = self.objective, self.student, Clock(self.device)
+        mark = clock.mark
 
         def mark_gradient(tensor: Tensor, part: str) -> None:
             hooks.append(tensor.register_hook(lambda gradient: mark(part)))  # type: ignore[no-untyped-call]
@@ -156,32 +155,27 @@ class Step:
             first.register_forward_pre_hook(lambda *_: mark_gradient(first.weight, "front end")),
         ]
         objective.gates.sample = sample  # type: ignore[method-assign]
-        started = time.perf_counter()
         try:
             with parametrize.cached():
-                self._step(waveforms, mark)
+                self._step(waveforms, clock)
         finally:
             for hook in hooks:
                 hook.remove()
             del objective.gates.sample
-        found = dict.fromkeys(PARTS, 0.0)
-        for part, at in marks:
-            found[part] += at - started
-            started = at
-        return found
+        return clock
 
-    def _step(self, waveforms: Tensor, mark: Callable[[str], None]) -> None:
-        lengths = torch.full((len(waveforms),), waveforms.shape[1])
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+    def _step(self, waveforms: Tensor, clock: Clock) -> None:
+        lengths = torch.full((len(waveforms),), waveforms.shape[1], device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = self.objective(waveforms, lengths, 0, 0)["loss"]
-        mark("gates and cost")
+        clock.mark("gates and cost")
         loss.backward()
-        mark("gates and cost")
+        clock.mark("gates and cost")
         torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.clamp()
-        mark("optimiser")
+        clock.mark("optimiser")
 
     def flops(self, waveforms: Tensor) -> dict[str, float]:
         """Of the teacher's forward pass and of the forward and backward pass of what is left of the student."""

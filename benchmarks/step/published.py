@@ -5,7 +5,6 @@ and the data set, which reads audio through torchaudio, is left out.
 """
 
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks.step.clock import Clock
 
 # As convert_hubert_from_hf.py, convert_hubert_large_from_fairseq.py and run.sh there have it.
 _CONVOLUTIONS = [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2
@@ -77,10 +78,10 @@ def _import(checkout: Path) -> tuple[Any, Any]:
 class Step:
     """One step a call. Gates of convolution channels, heads and neurons, as run.sh has them."""
 
-    def __init__(self, checkout: Path, size: str, precision: str) -> None:
+    def __init__(self, checkout: Path, size: str, precision: str, device: str = "cpu") -> None:
         published, wav2vec2_model = _import(checkout)
         torch.manual_seed(0)
-        self.precision = precision
+        self.precision, self.device = precision, torch.device(device)
         settings = {**_COMMON, **_SIZES[size]}
         teacher = wav2vec2_model(**settings)
         units = {
@@ -112,17 +113,20 @@ class Step:
             train_subset="",
             seconds_per_batch=0.0,
             num_workers=0,
-        ).train()
+        )
+        self.module.to(self.device).train()
         # Their schedule asks for an argument that torch has since dropped; a step does not need it.
         published.LinearDecayLRScheduler = lambda optimizer, **_: None
         self.optimizer = self.module.configure_optimizers()["optimizer"]
 
-    def __call__(self, waveforms: Tensor) -> dict[str, float]:
-        started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = self.module.training_step((waveforms, torch.full((len(waveforms),), waveforms.shape[1])), 0)
+    def __call__(self, waveforms: Tensor) -> Clock:
+        clock = Clock(self.device)
+        lengths = torch.full((len(waveforms),), waveforms.shape[1], device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.module.training_step((waveforms, lengths), 0)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 10.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"whole": time.perf_counter() - started}
+        clock.mark("whole")
+        return clock

@@ -2,7 +2,8 @@
 
     python -m benchmarks.step.table
 
-"Busy" is the least share of its threads' time that a measured step had: below 0.95 with one thread, something else ran.
+"Busy" is the least share of its threads' time that a measured step had: below 0.95 with one thread, something else ran;
+on a GPU near 1 where the processor, and not the GPU, sets the pace.
 """
 
 import json
@@ -24,13 +25,16 @@ def results(folder: Path) -> list[dict[str, Any]]:
             raise UserError(f"{folder} has results of more than one {key}: keep those of one")
     sizes = list(SIZES)
     return sorted(
-        found, key=lambda r: (sizes.index(r["size"]), r["clip_seconds"], r["precision"] != "fp32", r["threads"])
+        found,
+        key=lambda r: (sizes.index(r["size"]), r["clip_seconds"], r["clips"], r["precision"] != "fp32", r["threads"]),
     )
 
 
 def name(result: dict[str, Any]) -> str:
-    threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
-    return f"{result['size']}, {result['clips']} x {result['clip_seconds']:g} s, {result['precision']}, {threads}"
+    where = result["device"]
+    if where == "cpu":
+        where = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
+    return f"{result['size']}, {result['clips']} x {result['clip_seconds']:g} s, {result['precision']}, {where}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -42,8 +46,8 @@ def times(found: Sequence[dict[str, Any]]) -> str:
     rows = []
     for result in found:
         medians, floors = result["median_seconds"], result["floor_seconds"]
-        cells = [f"{medians[state]:.1f} ({floors[state]:.1f})" for state in STATES]
-        cells.append(f"{medians['published']:.1f}" if "published" in medians else "")
+        cells = [f"{medians[state]:.3g} ({floors[state]:.3g})" for state in STATES]
+        cells.append(f"{medians['published']:.3g}" if "published" in medians else "")
         ratios = result.get("over_published", {})
         cells += [f"{ratios[state]:.2f}" if ratios else "" for state in STATES]
         peaks = result["peak_memory_mb"]
@@ -60,14 +64,14 @@ def parts(found: Sequence[dict[str, Any]]) -> str:
     for result in found:
         for state in STATES:
             seconds = [*(result["parts"][state][part] for part in PARTS)]
-            rows.append([f"{name(result)}, {state}", *(f"{second:.2f}" for second in [*seconds, sum(seconds)])])
+            rows.append([f"{name(result)}, {state}", *(f"{second:.3g}" for second in [*seconds, sum(seconds)])])
     return markdown(["seconds of the median step", *PARTS, "sum"], rows)
 
 
 if __name__ == "__main__":
     try:
-        kept = results(RESULTS / "step")
+        measured = [kept for folder in ("step", "step-cuda") if (kept := results(RESULTS / folder))]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(times(kept), parts(kept), sep="\n\n")
+    print(*(table(kept) for kept in measured for table in (times, parts)), sep="\n\n")
