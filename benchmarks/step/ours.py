@@ -17,7 +17,7 @@ from diminuendo.pruning.budget import selected_cost
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.cost import CostModel
-from diminuendo.training.attention import choose_attention
+from diminuendo.training.kernels import choose_attention, choose_convolution
 from diminuendo.training.loop import Group, Stage, make_optimizer
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.schedules import constant
@@ -78,8 +78,15 @@ class Step:
         student: Any = family.plain(teacher)
         self.parameters = count_parameters(teacher)
         choose_attention(student, self.config, self.device)
+        choose_convolution(student)
         gates = Gates(family.axes(student))
         attach(student, gates)
+        self.gated = [
+            (module, str(leaf))
+            for module in student.modules()
+            if parametrize.is_parametrized(module)
+            for leaf in module.parametrizations
+        ]
         cost = build_cost_model(family.plain(teacher))
         shape = learned_shape(gates.axes, cost, float(self.parameters))
         self.kept = {
@@ -132,10 +139,8 @@ class Step:
 
         def sample(draw: int) -> None:
             Gates.sample(objective.gates, draw)
-            for module in student.modules():
-                if parametrize.is_parametrized(module):
-                    for leaf in module.parametrizations:
-                        getattr(module, str(leaf))
+            for module, leaf in self.gated:
+                getattr(module, leaf)
             mark("gates and cost")
 
         def projected(module: Any, args: Any, output: Any) -> None:

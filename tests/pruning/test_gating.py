@@ -41,7 +41,7 @@ def test_gradient_reaches_the_gates_of_every_axis(family: str, style: str) -> No
     _, student, gates = gated(tiny_model(family, style))
     with torch.no_grad():  # where no gate saturates
         gates.log_alpha.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
-    gates.values = torch.sigmoid(gates.log_alpha)
+    gates.set(torch.sigmoid(gates.log_alpha))
     sum(
         state.square().mean() for state in family_of(student).hidden_states(student, {"input_values": audio()})
     ).backward()
@@ -50,12 +50,15 @@ def test_gradient_reaches_the_gates_of_every_axis(family: str, style: str) -> No
     assert without == []
 
 
+@pytest.mark.parametrize("cuda", [False, True])
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
 def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradients(
-    family: str, style: str, multiple: int, monkeypatch: pytest.MonkeyPatch
+    family: str, style: str, multiple: int, cuda: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gating, "PRESENT_MULTIPLE", multiple)
+    if cuda:
+        monkeypatch.setattr(Gates, "_may_be_shut", lambda *_: True)
     _, student, gates = gated(tiny_model(family, style))
     with torch.no_grad():
         gates.log_alpha.normal_(0.0, 4.0, generator=torch.Generator().manual_seed(0))
@@ -82,10 +85,10 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     width = feed_forward.output_dense.weight.shape[1]
     assert width == -(-opened // multiple) * multiple < feed_forward.output_dense.in_features
     assert student.encoder.layers[1].feed_forward.output_dense.weight.shape[1] == 1
-    assert len(student.feature_extractor.conv_layers[2].conv.weight) == max(3, multiple * (style == "base"))
+    assert len(student.feature_extractor.conv_layers[2].conv.weight) == max(3, multiple * (cuda or style == "base"))
     narrow = states_and_gradients()
     gates.sample(0)
-    gates.present = dict.fromkeys(gates.present)
+    gates.set(gates.values)
     for got, expected in zip(narrow, states_and_gradients(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max() + 1))
 

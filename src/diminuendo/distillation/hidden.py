@@ -57,11 +57,12 @@ class HiddenDistillation(nn.Module):
         frame_lengths: Int[Tensor, " batch"],
     ) -> dict[str, Float[Tensor, ""]]:
         """All hidden states of both; gives `loss`, and its parts `l1` and `cosine`, as means over layers and frames."""
-        valid = valid_frames(frame_lengths, student[0].shape[1])
+        # The frames' numbers are looked up once: the mask itself, as an index, would be counted for every state.
+        frames = valid_frames(frame_lengths, student[0].shape[1]).flatten().nonzero().flatten()
         l1, cosine = student[0].new_zeros(()), student[0].new_zeros(())
         for layer in self.layers:
-            mapped = self.maps["shared" if layer else "first"](student[layer][valid])
-            target = teacher[layer][valid]
+            mapped = self.maps["shared" if layer else "first"](student[layer].flatten(0, 1)[frames])
+            target = teacher[layer].flatten(0, 1)[frames]
             l1 = l1 + F.l1_loss(mapped, target)
             similarity = F.cosine_similarity(mapped.float(), target.float(), dim=-1)
             form = 1.0 - similarity if self.cosine == "one_minus" else -F.logsigmoid(similarity)

@@ -11,7 +11,7 @@ class KeptLayerNorm(nn.LayerNorm):
     """LayerNorm over the kept entries of the last dimension; the entries that are gone come out as zero.
 
     Used while members are gated: it equals the ordinary norm of the model in which the gone members are removed.
-    `kept` gives a mask of the entries that there are, [dim]; what is False in it is there but gone.
+    `kept` gives a mask of the entries that there are, [dim], on the CPU; what is False in it is there but gone.
     """
 
     def __init__(self, norm: nn.LayerNorm, kept: Callable[[], Tensor]) -> None:
@@ -20,11 +20,11 @@ class KeptLayerNorm(nn.LayerNorm):
         self.kept = kept
 
     def forward(self, hidden: Tensor) -> Tensor:
-        kept = self.kept().to(hidden.device)
+        kept = self.kept()
         if bool(kept.all()):
             return F.layer_norm(hidden, kept.shape, self.weight, self.bias, self.eps)
         with torch.autocast(hidden.device.type, enabled=False):  # as for the ordinary norm: statistics in fp32
-            mask = kept.float()
+            mask = kept.to(hidden.device).float()
             count = mask.sum().clamp(min=1)  # a draw may shut every gate
             mean = (hidden.float() * mask).sum(-1, keepdim=True) / count
             centred = (hidden.float() - mean) * mask

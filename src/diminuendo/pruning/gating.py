@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ LOG_ALPHA_BOUND = 8.0
 # Some shut members take part after all, so that widths are such as matrix units want. Until gates close, a draw shuts
 # few, and 3,071 neurons would take longer than 3,072.
 PRESENT_MULTIPLE = 32
+
+
+# Of one layout: see Gates._place.
+_Placed = tuple[Int[Tensor, " entries"] | None, Float[Tensor, " entries"]]
 
 
 class Gates(nn.Module):
@@ -63,8 +68,10 @@ class Gates(nn.Module):
         rates = [(drop_rates or {}).get(axis.kind, drop_rate) for axis in self.axes]
         start = torch.tensor([hard_concrete.log_alpha_of_drop_rate(rate) for rate in rates])
         self.log_alpha = nn.Parameter(start.repeat_interleave(torch.tensor(sizes)) + noise)
-        self.values: Float[Tensor, " members"] = torch.ones(sum(sizes))
-        self.present: dict[str, Int[Tensor, " present"] | None] = dict.fromkeys(self.ranges)
+        # Of all layouts in one: who owns each entry (one past the last member: nobody), and where it is in its layout.
+        self._layouts: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._owner, self._within = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        self.set(torch.ones(sum(sizes)))
 
     def of(self, axis: str) -> slice:
         """Where an axis's members are in `log_alpha` and `values`."""
@@ -79,23 +86,7 @@ class Gates(nn.Module):
         """Draws the gates of forward pass number `draw`: the same for all processes, and again after a resume."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
         uniform = torch.rand(self.log_alpha.shape, generator=generator).to(self.log_alpha.device)
-        self.values = hard_concrete.sample(self.log_alpha, uniform)
-        opened = self.values.detach().cpu() > 0
-        self.present = {axis.name: self._present(axis, opened) for axis in self.axes}
-
-    def _present(self, axis: Axis, opened: Bool[Tensor, " members"]) -> Int[Tensor, " present"] | None:
-        """The members that are open, at least one (an attention of no heads would have no shape), of widths more."""
-        if axis.kind == "sublayer" or axis.positions is not None:
-            return None  # a sublayer is left out by its members; where positions matter, all of them stay
-        members = opened[self.of(axis.name)]
-        if axis.parent is not None and not opened[self.of(axis.parent)]:
-            members = torch.zeros_like(members)
-        # A norm over members that are shut would have to leave them out at each frame.
-        multiple = PRESENT_MULTIPLE if axis.is_width and not axis.norms else 1
-        count = max(1, math.ceil(int(members.sum()) / multiple) * multiple)
-        if count >= axis.size:
-            return None
-        return members.int().argsort(descending=True, stable=True)[:count].sort().values
+        self.set(hard_concrete.sample(self.log_alpha, uniform), leave_out=True)
 
     def evaluate(self, selection: Selection | None = None, floor: float = KEPT_GATE_FLOOR) -> None:
         """Sets the gates without noise; with a selection, exactly its members are open, at least by `floor`."""
@@ -104,17 +95,76 @@ class Gates(nn.Module):
             if selection is not None:
                 kept = torch.cat([selection[axis.name] for axis in self.axes]).to(values.device)
                 values = values.clamp(min=floor) * kept
-        self.values = values
-        self.present = dict.fromkeys(self.ranges)
+        self.set(values)
 
-    def present_values(self, axis: str) -> Float[Tensor, " present"]:
-        """The gates of the members of an axis that take part in the forward pass."""
-        values, present = self.values[self.of(axis)], self.present[axis]
-        return values if present is None else values[present.to(values.device)]
+    def set(self, values: Float[Tensor, " members"], *, leave_out: bool = False) -> None:
+        """Makes these the gates; with `leave_out` members whose gate is 0 take no part."""
+        self.values = values
+        self._opened: Bool[Tensor, " members"] = values.detach().cpu() > 0
+        self.present: dict[str, Int[Tensor, " present"] | None] = {
+            axis.name: self._present(axis, self._opened) if leave_out else None for axis in self.axes
+        }
+        self._place()
+
+    def _place(self) -> None:
+        """For every layout, which of its entries are present (None: all of them) and the gate of each.
+
+        For all together: for every weight by itself it is a thousand small operations, and a GPU waits for them.
+        """
+        takes_part = torch.ones(len(self.values) + 1, dtype=torch.bool)  # the last: of what nobody owns
+        for axis, present in self.present.items():
+            if present is not None:
+                takes_part[self.of(axis)] = False
+                takes_part[self.ranges[axis].start + present] = True
+        entries = takes_part[self._owner].nonzero().flatten()
+        lengths = [len(owner) for _, owner in self._layouts]
+        ends = torch.searchsorted(entries, torch.tensor([0, *lengths]).cumsum(0)).tolist()
+        counts = [end - start for start, end in pairwise(ends)]
+        members = self._owner[entries].clamp(max=len(self.values) - 1)  # of nobody's nothing is gated
+        gates = torch.split(self.values[members.to(self.values.device)], counts)
+        places = torch.split(self._within[entries].to(self.values.device), counts)
+        self.placed: list[_Placed] = [
+            (None if len(place) == length else place, gate)
+            for place, gate, length in zip(places, gates, lengths, strict=True)
+        ]
+
+    def layout(self, axis: str, owner: Int[Tensor, " length"]) -> int:
+        """The number, in `placed` from the next `set` on, of the layout in which `owner` has the members of an axis.
+
+        owner: which member owns each entry of a dimension; -1 where none does.
+        """
+        key = (axis, tuple(owner.tolist()))
+        if key not in self._layouts:
+            self._layouts[key] = len(self._layouts)
+            numbers = torch.where(owner < 0, len(self.log_alpha), owner + self.ranges[axis].start)
+            self._owner = torch.cat([self._owner, numbers])
+            self._within = torch.cat([self._within, torch.arange(len(owner))])
+        return self._layouts[key]
+
+    def _present(self, axis: Axis, opened: Bool[Tensor, " members"]) -> Int[Tensor, " present"] | None:
+        """The members that are open, at least one (an attention of no heads would have no shape), of widths more."""
+        if axis.kind == "sublayer" or axis.positions is not None:
+            return None  # a sublayer is left out by its members; where positions matter, all of them stay
+        members = opened[self.of(axis.name)]
+        if axis.parent is not None and not opened[self.of(axis.parent)]:
+            members = torch.zeros_like(members)
+        multiple = PRESENT_MULTIPLE if axis.is_width and self._may_be_shut(axis) else 1
+        count = max(1, math.ceil(int(members.sum()) / multiple) * multiple)
+        if count >= axis.size:
+            return None
+        return members.int().argsort(descending=True, stable=True)[:count].sort().values
+
+    def _may_be_shut(self, axis: Axis) -> bool:
+        """Whether members that are present may be shut: a norm over them has to leave those out at each frame.
+
+        That takes a processor longer than an odd width; on a GPU convolutions of odd widths are the slower.
+        """
+        return not axis.norms or self.values.device.type == "cuda"
 
     def is_open(self, axis: str) -> Bool[Tensor, " present"]:
-        """Which of these are not 0; without gradient."""
-        return self.present_values(axis).detach() > 0
+        """Of which members of an axis that take part the gate is not 0; on the CPU, which decides by it what to do."""
+        opened, present = self._opened[self.of(axis)], self.present[axis]
+        return opened if present is None else opened[present]
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -124,11 +174,10 @@ class Gates(nn.Module):
 
 @dataclass(frozen=True)
 class _Touch:
-    """How one axis touches one dimension of a weight: which member owns what (-1: none), and whether its gate acts."""
+    """That an axis touches one dimension of a weight, or None the whole: its layout there, and whether gates act."""
 
-    axis: str
     dim: int | None
-    owner: Int[Tensor, " length"]
+    layout: int
     gated: bool
 
 
@@ -141,22 +190,13 @@ class _Gated(nn.Module):
         self._gates = [gates]  # in a list, so that the gates do not become a submodule of every weight
 
     def forward(self, weight: Tensor) -> Tensor:
-        gates = self._gates[0]
         for touch in self.touches:
-            if touch.dim is None:
-                weight = weight * gates.values[gates.of(touch.axis)]
-                continue
-            owner, present = touch.owner, gates.present[touch.axis]
-            if present is not None:
-                place = torch.full((len(gates.ranges[touch.axis]) + 1,), -1)
-                place[present] = torch.arange(len(present))
-                stays = (owner < 0) | (place[owner] >= 0)
-                weight = weight.index_select(touch.dim, stays.nonzero().flatten().to(weight.device))
-                owner = place[owner[stays]]
+            entries, gate = self._gates[0].placed[touch.layout]
+            dim = weight.dim() - 1 if touch.dim is None else touch.dim
+            if entries is not None:
+                weight = weight.index_select(dim, entries)
             if touch.gated:
-                shape = [1] * weight.dim()
-                shape[touch.dim] = -1
-                weight = weight * gates.present_values(touch.axis)[owner.to(weight.device)].view(shape)
+                weight = weight * gate.view(-1, *[1] * (weight.dim() - 1 - dim))
         return weight
 
 
@@ -178,12 +218,14 @@ def attach(model: nn.Module, gates: Gates) -> None:
             if piece.dim is not None:
                 owner = piece.members(axis.size, parameter.shape[piece.dim])
             assert not gated or bool((owner >= 0).all()), f"{piece.parameter}: gates cover a dimension as a whole"
-            touches.setdefault(piece.parameter, []).append(_Touch(axis.name, piece.dim, owner, gated))
+            touch = _Touch(piece.dim, gates.layout(axis.name, owner), gated)
+            touches.setdefault(piece.parameter, []).append(touch)
         for path in axis.norms:
             _replace(model, path, partial(KeptLayerNorm, kept=partial(gates.is_open, axis.name)))
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.GroupNorm) and f"{path}.weight" in touches:
             _replace(model, path, KeptGroupNorm)
+    gates.set(gates.values)
     for name, found in touches.items():
         path, leaf = _split(name)
         parametrize.register_parametrization(model.get_submodule(path), leaf, _Gated(gates, found))

@@ -8,6 +8,7 @@ dimensions of a tensor).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -35,13 +36,17 @@ class CostModel:
 
     def expected(self, kind: str, open_probability: Float[Tensor, " members"]) -> Float[Tensor, ""]:
         """The expected cost when every member stays with its own probability; differentiable."""
-        lengths = [axis.size for axis in self.axes]
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(open_probability.device)
+        owner = self._owner.to(open_probability.device)
         p = open_probability.double()
-        zeros = torch.zeros(len(lengths), dtype=p.dtype, device=p.device)
+        zeros = torch.zeros(len(self.axes), dtype=p.dtype, device=p.device)
         mean = zeros.index_add(0, owner, p)
         variance = zeros.index_add(0, owner, p * (1 - p))
         return self._at_moments(kind, mean, mean**2 + variance)
+
+    @cached_property
+    def _owner(self) -> Int[Tensor, " members"]:
+        sizes = torch.tensor([axis.size for axis in self.axes], dtype=torch.long)
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
     @property
     def full_sizes(self) -> Float[Tensor, " axes"]:

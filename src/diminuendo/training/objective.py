@@ -11,6 +11,7 @@ from diminuendo.families import Model, family_of, model_inputs
 from diminuendo.pruning.budget import CostKind, Multipliers
 from diminuendo.pruning.gating import Gates
 from diminuendo.structure.cost import CostModel
+from diminuendo.training.kernels import convolution_chosen
 
 Scalars = dict[str, Tensor]
 
@@ -39,7 +40,7 @@ class DistillationObjective(nn.Module):
         """`loss` and its parts for clips [batch, samples]; step and draw matter with gates only."""
         inputs = model_inputs(self.extractor, waveforms, lengths)
         teacher, family = self._teacher[0], family_of(self.student)
-        with torch.inference_mode():
+        with torch.inference_mode(), convolution_chosen(teacher):
             states = family_of(teacher).hidden_states(teacher, inputs)
         wanted = set(self.distillation.layers)
         # Inference tensors cannot be saved for a backward pass: the few that are compared are copied out.

@@ -40,11 +40,11 @@ from diminuendo.tasks.selfsupervised import (
     layer_frames,
     log_mel_frames,
 )
-from diminuendo.training.attention import choose_attention
 from diminuendo.training.card import pretraining_card
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.device import make_accelerator
+from diminuendo.training.kernels import choose_attention, choose_convolution
 from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.own_prediction import FILE as LABELS
 from diminuendo.training.own_prediction import encoder_of
@@ -148,6 +148,7 @@ class _Stages:
         torch.manual_seed(config.seed)
         self.model = encoder_of(model_config).to(self.device)
         choose_attention(self.model, config, self.device)
+        choose_convolution(self.model)
         self.extractor = Wav2Vec2FeatureExtractor(
             feature_size=1,
             sampling_rate=16_000,

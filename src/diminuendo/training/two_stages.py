@@ -21,8 +21,8 @@ from diminuendo.structure.axis import Axis
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.tasks.selfsupervised import MaskedPrediction
-from diminuendo.training.attention import choose_attention
 from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.kernels import choose_attention, choose_convolution
 from diminuendo.training.loop import Group, Loop, Stage
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.own_prediction import own_prediction
@@ -68,8 +68,9 @@ class TwoStages:
         )
 
     def _objective(self, student: Model, device: torch.device) -> DistillationObjective | MaskedPrediction:
-        """What both stages minimise, with a fresh state; the student is ours, its attention the fastest to train."""
+        """What both stages minimise, with a fresh state; the student is ours, its kernels the fastest to train."""
         choose_attention(student, self.config, device)
+        choose_convolution(student)
         if self.config.objective == "masked_prediction":
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
         return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation())

@@ -7,8 +7,8 @@ import torch
 import diminuendo
 from diminuendo.families import family_of
 from diminuendo.training import two_stages
-from diminuendo.training.attention import choose_attention
 from diminuendo.training.config import TrainingConfig
+from diminuendo.training.kernels import choose_attention
 from tiny import QUIET, SETTINGS, audio, tiny_model
 
 
