@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diminuendo.families import family_of
-from diminuendo.modules.grouped_conv import by_fourier_transforms, grouped_convolution
+from diminuendo.training.grouped_conv import by_fourier_transforms, grouped_convolution
 from diminuendo.training.kernels import choose_convolution, convolution_chosen
 from tiny import VARIANTS, audio, tiny_model
 

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class Gates(nn.Module):
     `values` are the gates that the model sees, [members]: after `sample` a draw shared by the whole batch, after
     `evaluate` the gates without noise. With the default drop rate evaluation gates are exactly 1 at the start.
 
-    `present` are for every axis the members that take part in a forward pass, None for all of them. After `sample`
-    members whose gate is 0 do not; after `evaluate` all do, so that gates of 0 can be compared with removal.
+    `present` says which members take part in a forward pass. After `sample` members whose gate is 0 do not; after
+    `evaluate` all do, so that gates of 0 can be compared with removal.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Gates(nn.Module):
         self.log_alpha = nn.Parameter(start.repeat_interleave(torch.tensor(sizes)) + noise)
         # Of all layouts in one: who owns each entry (one past the last member: nobody), and where it is in its layout.
         self._layouts: dict[tuple[str, tuple[int, ...]], int] = {}
-        self._owner, self._within = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        self._owner, self._within = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         self.set(torch.ones(sum(sizes)))
 
     def of(self, axis: str) -> slice:
@@ -100,10 +100,10 @@ class Gates(nn.Module):
     def set(self, values: Float[Tensor, " members"], *, leave_out: bool = False) -> None:
         """Makes these the gates; with `leave_out` members whose gate is 0 take no part."""
         self.values = values
-        self._opened: Bool[Tensor, " members"] = values.detach().cpu() > 0
-        self.present: dict[str, Int[Tensor, " present"] | None] = {
-            axis.name: self._present(axis, self._opened) if leave_out else None for axis in self.axes
-        }
+        self._opened: Bool[np.ndarray, " members"] = values.detach().cpu().numpy() > 0
+        self.present: Bool[np.ndarray, " members"] = np.ones_like(self._opened)
+        if leave_out:
+            self.present = np.concatenate([self._present(axis) for axis in self.axes])
         self._place()
 
     def _place(self) -> None:
@@ -111,18 +111,13 @@ class Gates(nn.Module):
 
         For all together: for every weight by itself it is a thousand small operations, and a GPU waits for them.
         """
-        takes_part = torch.ones(len(self.values) + 1, dtype=torch.bool)  # the last: of what nobody owns
-        for axis, present in self.present.items():
-            if present is not None:
-                takes_part[self.of(axis)] = False
-                takes_part[self.ranges[axis].start + present] = True
-        entries = takes_part[self._owner].nonzero().flatten()
+        entries = np.flatnonzero(np.append(self.present, True)[self._owner])  # what nobody owns stays
         lengths = [len(owner) for _, owner in self._layouts]
-        ends = torch.searchsorted(entries, torch.tensor([0, *lengths]).cumsum(0)).tolist()
-        counts = [end - start for start, end in pairwise(ends)]
-        members = self._owner[entries].clamp(max=len(self.values) - 1)  # of nobody's nothing is gated
-        gates = torch.split(self.values[members.to(self.values.device)], counts)
-        places = torch.split(self._within[entries].to(self.values.device), counts)
+        counts = np.diff(np.searchsorted(entries, np.cumsum([0, *lengths]))).tolist()
+        members = self._owner[entries].clip(max=len(self.present) - 1)  # of what nobody owns nothing is gated
+        device = self.values.device
+        gates = torch.split(self.values[torch.from_numpy(members).to(device)], counts)
+        places = torch.split(torch.from_numpy(self._within[entries]).to(device), counts)
         self.placed: list[_Placed] = [
             (None if len(place) == length else place, gate)
             for place, gate, length in zip(places, gates, lengths, strict=True)
@@ -137,22 +132,22 @@ class Gates(nn.Module):
         if key not in self._layouts:
             self._layouts[key] = len(self._layouts)
             numbers = torch.where(owner < 0, len(self.log_alpha), owner + self.ranges[axis].start)
-            self._owner = torch.cat([self._owner, numbers])
-            self._within = torch.cat([self._within, torch.arange(len(owner))])
+            self._owner = np.append(self._owner, numbers.numpy())
+            self._within = np.append(self._within, np.arange(len(owner)))
         return self._layouts[key]
 
-    def _present(self, axis: Axis, opened: Bool[Tensor, " members"]) -> Int[Tensor, " present"] | None:
+    def _present(self, axis: Axis) -> Bool[np.ndarray, " size"]:
         """The members that are open, at least one (an attention of no heads would have no shape), of widths more."""
+        present = np.ones(axis.size, dtype=bool)
         if axis.kind == "sublayer" or axis.positions is not None:
-            return None  # a sublayer is left out by its members; where positions matter, all of them stay
-        members = opened[self.of(axis.name)]
-        if axis.parent is not None and not opened[self.of(axis.parent)]:
-            members = torch.zeros_like(members)
+            return present  # a sublayer is left out by its members; where positions matter, all of them stay
+        opened = self._opened[self.of(axis.name)]
+        if axis.parent is not None and not self._opened[self.of(axis.parent)].any():
+            opened = np.zeros_like(opened)
         multiple = PRESENT_MULTIPLE if axis.is_width and self._may_be_shut(axis) else 1
-        count = max(1, math.ceil(int(members.sum()) / multiple) * multiple)
-        if count >= axis.size:
-            return None
-        return members.int().argsort(descending=True, stable=True)[:count].sort().values
+        count = max(1, math.ceil(opened.sum() / multiple) * multiple)
+        present[np.argsort(~opened, kind="stable")[count:]] = False
+        return present
 
     def _may_be_shut(self, axis: Axis) -> bool:
         """Whether members that are present may be shut: a norm over them has to leave those out at each frame.
@@ -163,8 +158,8 @@ class Gates(nn.Module):
 
     def is_open(self, axis: str) -> Bool[Tensor, " present"]:
         """Of which members of an axis that take part the gate is not 0; on the CPU, which decides by it what to do."""
-        opened, present = self._opened[self.of(axis)], self.present[axis]
-        return opened if present is None else opened[present]
+        members = self.of(axis)
+        return torch.from_numpy(self._opened[members][self.present[members]])
 
     @torch.no_grad()
     def clamp(self) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from diminuendo.families import Model
-from diminuendo.modules.grouped_conv import grouped_convolution
 from diminuendo.training.config import TrainingConfig
+from diminuendo.training.grouped_conv import grouped_convolution
 
 SHORT_SECONDS = 5.0
 
