@@ -30,8 +30,7 @@ LOG_ALPHA_BOUND = 8.0
 # few, and 3,071 neurons would take longer than 3,072.
 PRESENT_MULTIPLE = 32
 
-
-# Of one layout: see Gates._place.
+# Of a layout: which entries are present (None: all of them), and the gate of each.
 _Placed = tuple[Int[Tensor, " entries"] | None, Float[Tensor, " entries"]]
 
 
@@ -68,8 +67,8 @@ class Gates(nn.Module):
         rates = [(drop_rates or {}).get(axis.kind, drop_rate) for axis in self.axes]
         start = torch.tensor([hard_concrete.log_alpha_of_drop_rate(rate) for rate in rates])
         self.log_alpha = nn.Parameter(start.repeat_interleave(torch.tensor(sizes)) + noise)
-        # Of all layouts in one: who owns each entry (one past the last member: nobody), and where it is in its layout.
         self._layouts: dict[tuple[str, tuple[int, ...]], int] = {}
+        # Of all layouts in one: who owns each entry (one past the last member: nobody), and where it is in its layout.
         self._owner, self._within = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         self.set(torch.ones(sum(sizes)))
 
@@ -107,9 +106,9 @@ class Gates(nn.Module):
         self._place()
 
     def _place(self) -> None:
-        """For every layout, which of its entries are present (None: all of them) and the gate of each.
+        """Looks up what every layout needs, for all together.
 
-        For all together: for every weight by itself it is a thousand small operations, and a GPU waits for them.
+        For every weight by itself it is a thousand small operations, and a GPU waits for them.
         """
         entries = np.flatnonzero(np.append(self.present, True)[self._owner])  # what nobody owns stays
         lengths = [len(owner) for _, owner in self._layouts]
