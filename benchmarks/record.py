@@ -30,8 +30,13 @@ def machine() -> dict[str, Any]:
 
 
 def commit(checkout: Path) -> str | None:
-    """The commit of a checkout, with "-dirty" where files differ from it, results kept here apart; None without git."""
+    """The commit of a checkout, with "-dirty" where files differ from it, results kept here apart.
+
+    None without git, and for a folder inside of another checkout.
+    """
     try:
+        if Path(_git(checkout, "rev-parse", "--show-toplevel")).resolve() != checkout.resolve():
+            return None
         head = _git(checkout, "rev-parse", "--short=12", "HEAD")
         differ = _git(checkout, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):

@@ -92,14 +92,21 @@ def turn(who: Who, case: Case, checkout: Path | None) -> dict[str, Any]:
             step.set(state)
         for _ in range(before):
             step(waveforms)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         cpu = time.process_time()
         steps = sorted((clock.seconds() for clock in [step(waveforms) for _ in range(measured)]), key=_whole)
         found["parts"][state] = steps[(measured - 1) // 2]
-        found["busy"][state] = round((time.process_time() - cpu) / sum(map(_whole, steps)) / case.threads, 3)
+        if device.type == "cpu":  # who waits for a GPU is busy as well
+            found["busy"][state] = round((time.process_time() - cpu) / sum(map(_whole, steps)) / case.threads, 3)
     if who == "ours":
         found["kept_at_target"] = step.kept
         found["flops"] = step.flops(waveforms)
     return found | {"peak_memory_mb": round(peak_memory_mb(device)), "rate": matrix_rate(case.precision, device)}
+
+
+def _device_name(case: Case) -> str:
+    return torch.cuda.get_device_name() if case.device == "cuda" else case.device
 
 
 def _whole(parts: dict[str, float]) -> float:
@@ -150,7 +157,7 @@ def summary(case: Case, turns: dict[Who, list[dict[str, Any]]]) -> dict[str, Any
         "clip_seconds": case.seconds,
         "precision": case.precision,
         "threads": case.threads,
-        "device": case.device if case.device == "cpu" else torch.cuda.get_device_name(),
+        "device": _device_name(case),
         "parameters": first["parameters"],
         "kept_at_target": {kind: round(fraction, 4) for kind, fraction in kept.items()},
         "seconds": seconds,
@@ -199,16 +206,16 @@ def measure(case: Case, runs: int, checkout: Path | None) -> dict[str, Any]:
     return summary(case, turns) | {"does_not_fit": unfit, "runs": runs}
 
 
-def measured(path: Path, runs: int, published_commit: str | None) -> bool:
-    """Whether a result is there of this code, machine and published code, and of so many runs.
+def measured(case: Case, runs: int, published_commit: str | None) -> bool:
+    """Whether a result is there of this code, machine, device and published code, and of so many runs.
 
     Never where files differ from their commit, or no commit is known: then nobody can say what was measured.
     """
-    now = origin()
+    now, path = origin() | {"device": _device_name(case)}, case.path
     if not path.is_file() or now["commit"] is None or now["commit"].endswith("-dirty"):
         return False
     found = json.loads(path.read_text())
-    same = all(found[key] == now[key] for key in ("commit", "machine"))
+    same = all(found[key] == now[key] for key in ("commit", "machine", "device"))
     return same and found["runs"] >= runs and found["published_commit"] == published_commit
 
 
@@ -232,11 +239,10 @@ def main() -> None:
     threads = given.threads if given.device == "cpu" else [1]
     for seconds, precision, number in itertools.product(given.seconds, given.precision, threads):
         case = Case(given.size, given.clips, seconds, precision, number, given.device)
-        path = case.path
-        if not measured(path, given.runs, published_commit):
+        if not measured(case, given.runs, published_commit):
             found = measure(case, given.runs, given.published)
-            record(path, found | {"published_commit": published_commit})
-        print(path, flush=True)
+            record(case.path, found | {"published_commit": published_commit})
+        print(case.path, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
     python -m benchmarks.step.table
 
-"Busy" is the least share of its threads' time that a measured step had: below 0.95 with one thread, something else ran;
-on a GPU near 1 where the processor, and not the GPU, sets the pace.
+"Busy" is the least share of its threads' time that a measured step had: below 0.95 with one thread, something else ran.
 """
 
 import json
@@ -20,7 +19,7 @@ from diminuendo.errors import UserError
 def results(folder: Path) -> list[dict[str, Any]]:
     """In the order of the table. UserError if they are of several commits or machines."""
     found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    for key in ("commit", "machine"):
+    for key in ("commit", "machine", "device"):
         if len({json.dumps(result[key], sort_keys=True) for result in found}) > 1:
             raise UserError(f"{folder} has results of more than one {key}: keep those of one")
     sizes = list(SIZES)
@@ -54,7 +53,8 @@ def times(found: Sequence[dict[str, Any]]) -> str:
         cells += [f"{peaks[who] / 1000:.1f}" if who in peaks else "" for who in ("ours", "published")]
         if "published" in result["does_not_fit"]:
             cells[-1] = "does not fit"
-        rows.append([name(result), *cells, str(result["runs"]), f"{min(map(min, result['busy'].values())):.2f}"])
+        busy = [share for shares in result["busy"].values() for share in shares]
+        rows.append([name(result), *cells, str(result["runs"]), f"{min(busy):.2f}" if busy else ""])
     head = [f"ours, {state}, s (floor)" for state in STATES] + ["published, s", *(f"ratio, {s}" for s in STATES)]
     return markdown(["", *head, "GB, ours", "GB, published", "runs", "busy"], rows)
 

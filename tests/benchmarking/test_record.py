@@ -25,6 +25,8 @@ def test_a_result_has_its_commit_and_says_where_files_differ_from_it(tmp_path: P
     for words in (["init", "--quiet"], ["add", "file"], ["commit", "--quiet", "--message", "first"]):
         subprocess.run([*git, *words], check=True)
     clean = record.commit(tmp_path)
+    (tmp_path / "inside").mkdir()
+    assert record.commit(tmp_path / "inside") is None  # a copy of something else without its .git
     assert clean is not None
     assert len(clean) == 12
     (tmp_path / "file").write_text("2")

@@ -58,7 +58,7 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
 ) -> None:
     monkeypatch.setattr(gating, "PRESENT_MULTIPLE", multiple)
     if cuda:
-        monkeypatch.setattr(Gates, "_may_be_shut", lambda *_: True)
+        monkeypatch.setattr(Gates, "_rounded_up", lambda *_: True)
     _, student, gates = gated(tiny_model(family, style))
     with torch.no_grad():
         gates.log_alpha.normal_(0.0, 4.0, generator=torch.Generator().manual_seed(0))

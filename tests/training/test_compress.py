@@ -12,8 +12,11 @@ import diminuendo
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
+from diminuendo.profiling.count import count_macs_per_second
+from diminuendo.training import kernels
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
+from diminuendo.training.grouped_conv import by_fourier_transforms
 from diminuendo.training.two_stages import TwoStages
 from tiny import QUIET, audio, compress, interrupt, tiny_model, weights
 
@@ -197,6 +200,22 @@ def test_a_teacher_of_another_depth_is_refused(teacher_folder: Path, audio_folde
     save(tiny_model(num_hidden_layers=2), Wav2Vec2FeatureExtractor(), tmp_path / "shallow")
     with pytest.raises(UserError, match="2 layers, MODEL 3"):
         compress(teacher_folder, audio_folder, tmp_path / "small", teacher=tmp_path / "shallow")
+
+
+def test_a_teacher_of_another_frame_rate_is_refused(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    faster = tiny_model("hubert", "base", conv_stride=[5, 2, 2, 2, 2, 2, 1])
+    save(faster, Wav2Vec2FeatureExtractor(), tmp_path / "faster")
+    with pytest.raises(UserError, match="needs MODEL's frame rate"):
+        compress(teacher_folder, audio_folder, tmp_path / "small", teacher=tmp_path / "faster")
+
+
+def test_what_is_counted_is_the_model_and_not_the_kernels_that_trained_it(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "grouped_convolution", by_fourier_transforms)  # as on a GPU; its MACs go uncounted
+    result = compress(teacher_folder, audio_folder, tmp_path / "small")
+    loaded = diminuendo.load(tmp_path / "small")
+    assert result["macs_per_second"]["student"] == count_macs_per_second(loaded)
 
 
 def test_a_teacher_that_hears_its_input_otherwise_is_refused(

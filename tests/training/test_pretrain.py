@@ -15,7 +15,6 @@ from diminuendo.families import load
 from diminuendo.training import pretrain as pretraining
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
-from diminuendo.training.kernels import choose_convolution
 from diminuendo.training.own_prediction import encoder_of, own_prediction
 from diminuendo.training.pretrain import pretrain
 from diminuendo.training.pretrain_config import PretrainConfig
@@ -185,9 +184,7 @@ def test_the_objective_of_the_last_iteration_can_be_taken_up_again(changes, cuts
     monkeypatch.setattr(pretraining._Stages, "_run", spy)
     pretrain("micro-hubert", cuts, tmp_path / "out", replace(CONFIG, **changes), loop=LOOP)
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
-    model = load(tmp_path / "out")
-    choose_convolution(model)
-    again = own_prediction(str(tmp_path / "out"), model, extractor, seed=CONFIG.seed + 2)
+    again = own_prediction(str(tmp_path / "out"), load(tmp_path / "out"), extractor, seed=CONFIG.seed + 2)
     waveforms, lengths = torch.randn(2, 8_000), torch.tensor([8_000, 8_000])
     expected, got = (objective(waveforms, lengths, 0, 5) for objective in (seen[-1], again))
     assert {name: value.item() for name, value in got.items()} == {n: v.item() for n, v in expected.items()}

@@ -57,6 +57,7 @@ class HiddenDistillation(nn.Module):
         frame_lengths: Int[Tensor, " batch"],
     ) -> dict[str, Float[Tensor, ""]]:
         """All hidden states of both; gives `loss`, and its parts `l1` and `cosine`, as means over layers and frames."""
+        assert student[0].shape[:2] == teacher[0].shape[:2], (student[0].shape, teacher[0].shape)
         # The frames' numbers are looked up once: the mask itself, as an index, would be counted for every state.
         frames = valid_frames(frame_lengths, student[0].shape[1]).flatten().nonzero().flatten()
         l1, cosine = student[0].new_zeros(()), student[0].new_zeros(())

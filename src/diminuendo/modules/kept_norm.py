@@ -32,7 +32,8 @@ class KeptLayerNorm(nn.LayerNorm):
             normed = centred * torch.rsqrt(variance + self.eps)
             if self.elementwise_affine:
                 normed = normed * self.weight + self.bias * mask
-            return normed.to(hidden.dtype)
+        # As the ordinary norm, which under CUDA's autocast gives fp32.
+        return normed if hidden.is_cuda and torch.is_autocast_enabled("cuda") else normed.to(hidden.dtype)
 
 
 class KeptGroupNorm(nn.GroupNorm):

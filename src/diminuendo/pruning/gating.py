@@ -30,7 +30,8 @@ LOG_ALPHA_BOUND = 8.0
 # few, and 3,071 neurons would take longer than 3,072.
 PRESENT_MULTIPLE = 32
 
-# Of a layout: which entries are present (None: all of them), and the gate of each.
+# A layout is how the members of an axis lie along a dimension of a weight; many weights share one. What is looked up of
+# it: which entries are present (None: all of them), and the gate of each.
 _Placed = tuple[Int[Tensor, " entries"] | None, Float[Tensor, " entries"]]
 
 
@@ -143,20 +144,20 @@ class Gates(nn.Module):
         opened = self._opened[self.of(axis.name)]
         if axis.parent is not None and not self._opened[self.of(axis.parent)].any():
             opened = np.zeros_like(opened)
-        multiple = PRESENT_MULTIPLE if axis.is_width and self._may_be_shut(axis) else 1
+        multiple = PRESENT_MULTIPLE if axis.is_width and self._rounded_up(axis) else 1
         count = max(1, math.ceil(opened.sum() / multiple) * multiple)
         present[np.argsort(~opened, kind="stable")[count:]] = False
         return present
 
-    def _may_be_shut(self, axis: Axis) -> bool:
-        """Whether members that are present may be shut: a norm over them has to leave those out at each frame.
+    def _rounded_up(self, axis: Axis) -> bool:
+        """Whether this width is filled up with members that are shut.
 
-        That takes a processor longer than an odd width; on a GPU convolutions of odd widths are the slower.
+        A norm over it has to leave those out at each frame: on a CPU that costs more than an odd width, on a GPU less.
         """
         return not axis.norms or self.values.device.type == "cuda"
 
     def is_open(self, axis: str) -> Bool[Tensor, " present"]:
-        """Of which members of an axis that take part the gate is not 0; on the CPU, which decides by it what to do."""
+        """Of an axis's members that take part: which have a gate above 0. On the CPU, where a norm decides by it."""
         members = self.of(axis)
         return torch.from_numpy(self._opened[members][self.present[members]])
 
@@ -168,7 +169,7 @@ class Gates(nn.Module):
 
 @dataclass(frozen=True)
 class _Touch:
-    """That an axis touches one dimension of a weight, or None the whole: its layout there, and whether gates act."""
+    """One axis on one dimension of a weight (None: on the whole weight): its layout, and whether its gates act."""
 
     dim: int | None
     layout: int

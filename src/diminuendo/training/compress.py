@@ -1,6 +1,7 @@
 """Compression from a model and audio to a smaller model in a directory."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,6 +135,9 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     depth, teacher_depth = source.model.config.num_hidden_layers, teacher.config.num_hidden_layers
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
+    strides, teacher_strides = source.model.config.conv_stride, teacher.config.conv_stride
+    if math.prod(strides) != math.prod(teacher_strides):
+        raise UserError(f"--teacher strides {teacher_strides}, MODEL {strides}: a teacher needs MODEL's frame rate")
     config = config.resolved(default_layers(depth))
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):

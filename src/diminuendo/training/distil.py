@@ -13,7 +13,7 @@ from diminuendo.export.huggingface import save
 from diminuendo.families import Model
 from diminuendo.profiling.count import count_parameters
 from diminuendo.training.config import LoopConfig, TrainingConfig
-from diminuendo.training.kernels import choose_attention, choose_convolution
+from diminuendo.training.kernels import choose_attention
 from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.objective import DistillationObjective
 from diminuendo.training.run import Run, clips_of, fingerprint
@@ -63,7 +63,6 @@ def distil(
         device = trainer.accelerator.device
         teacher.to(device)
         choose_attention(student, config, device)
-        choose_convolution(student)
         torch.manual_seed(config.seed)
         distillation = HiddenDistillation(layers, *widths, cosine=config.cosine)
         objective = DistillationObjective(student, teacher, source.extractor, distillation)

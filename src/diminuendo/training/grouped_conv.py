@@ -39,6 +39,7 @@ def by_fourier_transforms(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     frames = hidden.shape[-1] + 2 * padding
+    assert frames >= weight.shape[-1], (frames, weight.shape)
     length = next_fast_len(frames, real=True)
     with torch.autocast(kind, enabled=False):
         heard = torch.fft.rfft(F.pad(hidden.float(), (padding, padding)), n=length)

@@ -25,13 +25,12 @@ def choose_attention(model: Model, training: TrainingConfig, device: torch.devic
 
 
 def choose_convolution(model: nn.Module) -> list[nn.Conv1d]:
-    """Lets positional convolutions compute by `grouped_convolution`, in place, and gives them.
-
-    What is saved does not know of it.
-    """
+    """Lets positional convolutions compute by `grouped_convolution`, in place, and gives those that did not yet."""
     found = []
     for conv in model.modules():
-        if isinstance(conv, nn.Conv1d) and 1 < conv.groups < conv.in_channels and conv.stride == conv.dilation == (1,):
+        if not isinstance(conv, nn.Conv1d) or "_conv_forward" in conv.__dict__:
+            continue
+        if 1 < conv.groups < conv.in_channels and conv.stride == conv.dilation == (1,):
             assert conv.padding_mode == "zeros"
             assert isinstance(conv.padding[0], int)
             by = partial(grouped_convolution, padding=conv.padding[0], groups=conv.groups)
@@ -42,7 +41,7 @@ def choose_convolution(model: nn.Module) -> list[nn.Conv1d]:
 
 @contextmanager
 def convolution_chosen(model: nn.Module) -> Iterator[None]:
-    """As `choose_convolution`, for a while: for a model that is somebody else's."""
+    """As `choose_convolution`, for a while: what is counted, saved or somebody else's keeps its own."""
     found = choose_convolution(model)
     try:
         yield

@@ -21,6 +21,7 @@ from diminuendo.errors import Interrupted, UserError
 from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
 from diminuendo.training.config import LoopConfig, TrainingConfig
 from diminuendo.training.device import make_accelerator
+from diminuendo.training.kernels import convolution_chosen
 from diminuendo.training.progress import Meter, StageProgress
 from diminuendo.training.run import Run
 from diminuendo.training.schedules import Schedule
@@ -137,6 +138,7 @@ class Loop:
         with ExitStack() as stack:
             asked = stack.enter_context(_deferred_interrupt())
             progress = stack.enter_context(self._progress(stage, start))
+            stack.enter_context(convolution_chosen(stage.module))
             for step in range(start, stage.steps):
                 for settings, group in zip(optimizer.param_groups, stage.groups, strict=True):
                     settings["lr"] = group.learning_rate * group.schedule(step)

@@ -24,6 +24,7 @@ from diminuendo.tasks.selfsupervised import (
     layer_frames,
 )
 from diminuendo.training.configurations import read_configuration
+from diminuendo.training.kernels import choose_convolution
 
 FILE = "clusters.safetensors"
 
@@ -92,6 +93,7 @@ def _features(labels: Mapping[str, Tensor], config: Any, grid: FrameGrid) -> Fra
     with torch.device("meta"):
         encoder = encoder_of(config, depth)
     encoder.load_state_dict(dict(labels), assign=True)
+    choose_convolution(encoder)
     return partial(layer_frames, encoder.requires_grad_(False))
 
 

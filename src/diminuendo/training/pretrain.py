@@ -148,7 +148,6 @@ class _Stages:
         torch.manual_seed(config.seed)
         self.model = encoder_of(model_config).to(self.device)
         choose_attention(self.model, config, self.device)
-        choose_convolution(self.model)
         self.extractor = Wav2Vec2FeatureExtractor(
             feature_size=1,
             sampling_rate=16_000,
@@ -234,6 +233,7 @@ class _Stages:
             state = self.model.state_dict()
             kept["teacher"] = {key: state[key].detach().cpu().clone() for key in teacher.state_dict()}
         teacher.load_state_dict(kept["teacher"])
+        choose_convolution(teacher)
         return partial(layer_frames, teacher.requires_grad_(False))
 
     def _run(self, name: str, objective: Any, parameters: list[torch.nn.Parameter]) -> None:

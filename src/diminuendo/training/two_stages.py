@@ -22,7 +22,7 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
-from diminuendo.training.kernels import choose_attention, choose_convolution
+from diminuendo.training.kernels import choose_attention, convolution_chosen
 from diminuendo.training.loop import Group, Loop, Stage
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.own_prediction import own_prediction
@@ -68,9 +68,8 @@ class TwoStages:
         )
 
     def _objective(self, student: Model, device: torch.device) -> DistillationObjective | MaskedPrediction:
-        """What both stages minimise, with a fresh state; the student is ours, its kernels the fastest to train."""
+        """What both stages minimise, with a fresh state; the student is ours, its attention the fastest to train."""
         choose_attention(student, self.config, device)
-        choose_convolution(student)
         if self.config.objective == "masked_prediction":
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
         return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation())
@@ -132,7 +131,8 @@ class TwoStages:
         batch, seconds = look_at_one(self.cuts, settings), 0.0
         for _ in range(2):
             started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+            with autocast, convolution_chosen(objective):  # as in the loop
                 scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0)
             scalars["loss"].backward()
             float(scalars["loss"].detach())  # waits for the device
