@@ -55,7 +55,7 @@ bench-encoder: env
 	$(BIN)/python -m benchmarks.encoder.table --results $(RESULTS) --teacher $(or $(TEACHER),$(WORK)/teacher) --latency \
 	  --plot $(WORK)/encoder.png
 
-# make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; one idle hour, resumable, 20 GB
+# make bench-step [PUBLISHED=checkout of github.com/pyf98/DPHuBERT]: a joint step's time and memory; 70 idle minutes, resumable, 20 GB
 # First the step itself, then how its cost grows with clips and model; the last two take minutes a step, so one step each.
 STEP := $(BIN)/python -m benchmarks.step $(if $(PUBLISHED),--published $(PUBLISHED))
 bench-step: env
