@@ -15,6 +15,9 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
+    WavLMConfig,
+    WavLMForCTC,
+    WavLMModel,
 )
 
 from diminuendo import api
@@ -28,6 +31,7 @@ CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "hubert": (HubertConfig, HubertModel, HubertForCTC),
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model, Wav2Vec2ForCTC),
     "unispeech-sat": (UniSpeechSatConfig, UniSpeechSatModel, UniSpeechSatForCTC),
+    "wavlm": (WavLMConfig, WavLMModel, WavLMForCTC),
 }
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}

@@ -94,8 +94,7 @@ def _ranked(teacher: Model) -> tuple[tuple[Axis, ...], dict[str, torch.Tensor], 
 
 
 def _cut(teacher: Model, axes: tuple[Axis, ...], state: dict[str, torch.Tensor], selection: Selection) -> Model:
-    config, shape = teacher.config, shape_of(axes, selection)
-    return build(family_of(teacher), config, shape, remove(axes, state, selection), recogniser=False)
+    return build(teacher, shape_of(axes, selection), remove(axes, state, selection))
 
 
 def _largest(scores: torch.Tensor, kept: int | list[int]) -> torch.Tensor:

@@ -36,9 +36,9 @@ def source_of(model: str | Path | Model) -> Source:
     if isinstance(model, str | Path):
         return Source(load(model), load_feature_extractor(model), str(model))
     family = family_of(model)
-    known = (family.encoder_class, family.ctc_class, family.ragged_encoder_class, family.ragged_ctc_class)
-    if not isinstance(model, known):
-        raise UserError(f"the model is a {type(model).__name__}; expected its encoder, or a recogniser with a CTC head")
+    if family.architecture_of(model) is None:
+        known = ", ".join(architecture.stock.__name__ for architecture in family.architectures)
+        raise UserError(f"the model is a {type(model).__name__}; expected one of {known}, or what was made of them")
     if other := {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}:
         raise UserError(
             f"the model has weights in {', '.join(sorted(other))}; expected float32, as model.float() gives"

@@ -50,7 +50,7 @@ def gated_and_removed(model: Any, kind: str, edge: str) -> tuple[Any, Any, Any, 
     gates.evaluate(selection)
     shape = {**getattr(model.config, "diminuendo", {}).get("shape", {}), **shape_of(axes, selection)}
     state = remove(axes, plain_state(gated), selection)
-    removed = build(family, model.config, shape, state, recogniser=type(model).__name__.endswith("ForCTC"))
+    removed = build(model, shape, state)
     return gated, removed, selected_cost(cost, "params", selection), family
 
 

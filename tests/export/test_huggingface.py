@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, Wav2Vec2CTCTokenizer, Wav
 
 import diminuendo
 from conformance.test_removal import gated_and_removed
-from diminuendo.export.huggingface import save, travelling_file
+from diminuendo.export.huggingface import save, travelling_files
 from diminuendo.families import family_of
 from tiny import VARIANTS, audio, tiny_model
 
@@ -100,10 +100,12 @@ def test_a_head_that_we_do_not_offer_fails_instead_of_falling_back(tmp_path: Pat
 
 
 def test_what_travels_is_a_verbatim_copy(tmp_path: Path) -> None:
-    model = compressed("hubert", "base")
+    model = compressed("wavlm", "base")
     save(model, Wav2Vec2FeatureExtractor(), tmp_path)
-    source = travelling_file(family_of(model))
-    assert (tmp_path / source.name).read_bytes() == source.read_bytes()
+    sources = travelling_files(family_of(model))
+    assert {source.name for source in sources} == {"ragged.py", "ragged_wav2vec2.py", "ragged_wavlm.py"}
+    for source in sources:
+        assert (tmp_path / source.name).read_bytes() == source.read_bytes()
 
 
 def test_loading_runs_no_code_of_the_directory(tmp_path: Path) -> None:

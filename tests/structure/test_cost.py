@@ -54,9 +54,7 @@ def check_removed(model: Any, seed: int) -> None:
     axes, cost = family.axes(plain), build_cost_model(plain)
     selection = random_selection(axes, seed)
     state = remove(axes, plain.state_dict(), selection)
-    removed = build(
-        family, model.config, shape_of(axes, selection), state, recogniser=type(model).__name__.endswith("ForCTC")
-    )
+    removed = build(model, shape_of(axes, selection), state)
     certain = torch.cat([selection[axis.name] for axis in axes]).float()
     counted = {"params": count_parameters(removed), "macs": count_macs_per_second(removed)}
     for kind, expected in counted.items():

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
 from diminuendo.families import Model, family_of
-from diminuendo.families.family import Family
+from diminuendo.families.family import Family, is_ragged
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +28,21 @@ TOKENIZER_FILES = (
 )
 
 
-def travelling_file(family: Family) -> Path:
-    """The one source file that is copied into every directory of a compressed model of this family."""
-    return Path(inspect.getfile(family.ragged_encoder_class))
+def travelling_files(family: Family) -> tuple[Path, ...]:
+    """The source files that are copied into every directory of a compressed model of this family."""
+    first = inspect.getfile(family.architectures[0].ragged)
+    return tuple(sorted({Path(first), *map(Path, get_relative_import_files(first))}))
 
 
-def _auto_map(family: Family) -> dict[str, str]:
-    module = travelling_file(family).stem
-    return {
-        "AutoConfig": f"{module}.{family.ragged_config_class.__name__}",
-        "AutoModel": f"{module}.{family.ragged_encoder_class.__name__}",
-        "AutoModelForCTC": f"{module}.{family.ragged_ctc_class.__name__}",
-    }
+def _auto_map(family: Family, model_type: str) -> dict[str, str]:
+    """Of every transformers class that opens a model of this type: what it is to build."""
+    found = {}
+    for architecture in family.architectures:
+        if architecture.ragged.config_class.model_type == model_type:
+            module = Path(inspect.getfile(architecture.ragged)).stem
+            found["AutoConfig"] = f"{module}.{architecture.ragged.config_class.__name__}"
+            found[architecture.auto_class] = f"{module}.{architecture.ragged.__name__}"
+    return found
 
 
 def save(
@@ -54,13 +58,13 @@ def save(
     staging = directory / ".saving"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    is_ragged = model.config.model_type == family.ragged_model_type
-    if is_ragged:
-        model.config.auto_map = _auto_map(family)
-        shutil.copyfile(travelling_file(family), staging / travelling_file(family).name)
+    if is_ragged(model):
+        model.config.auto_map = _auto_map(family, model.config.model_type)
+        for source in travelling_files(family):
+            shutil.copyfile(source, staging / source.name)
     model.save_pretrained(staging)
     extractor.save_pretrained(staging)
-    if tokenizer_of is not None and isinstance(model, family.ctc_class | family.ragged_ctc_class):
+    if tokenizer_of is not None and family.is_recogniser(model):
         _copy_tokenizer(tokenizer_of, staging)
     if card is not None:
         (staging / "README.md").write_text(card)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from diminuendo.modules.ragged import Ragged
 from diminuendo.structure.axis import Axis, Product
 
 Model = Any
@@ -14,35 +15,60 @@ Model = Any
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """One class of a family's models, an encoder or a recogniser around it.
+
+    auto_class: the transformers class that opens it, like "AutoModelForCTC".
+    stock: transformers' own class; ragged: the same with a size for every layer (modules/).
+    """
+
+    auto_class: str
+    stock: Any
+    ragged: Any
+
+    @property
+    def model_types(self) -> tuple[str, str]:
+        """The model types of config.json, stock and ragged."""
+        return self.stock.config_class.model_type, self.ragged.config_class.model_type
+
+
+@dataclass(frozen=True)
 class Family:
     """One row of FAMILIES.
 
-    model_type: transformers' name.
-    encoder_class, ctc_class: stock classes of the encoder and of its CTC recogniser.
-    ragged_config_class, ragged_encoder_class, ragged_ctc_class: the same with a size for every layer (modules/).
+    architectures: the encoder, then the recognisers around it.
     plain: a deep copy whose weights can be gated one by one (weight norm multiplied out).
     axes: the axes of a model of this family, compressed before or not.
     products: activations times activations, for `frames` frames in `seconds` seconds.
     hidden_states: the feature projection's output, then the output of every layer; each [batch, frames, dim].
     frame_lengths: the number of frames that a number of samples gives.
+    fast: the same function computed in the fastest way that we know, for a teacher; it shares the model's tensors.
     """
 
-    model_type: str
-    encoder_class: type[nn.Module]
-    ctc_class: type[nn.Module]
-    ragged_config_class: type[Any]
-    ragged_encoder_class: type[nn.Module]
-    ragged_ctc_class: type[nn.Module]
+    architectures: tuple[Architecture, ...]
     plain: Callable[[Model], Model]
     axes: Callable[[Model], tuple[Axis, ...]]
     products: Callable[[Model, int, float], tuple[Product, ...]]
     hidden_states: Callable[[Model, Mapping[str, Tensor]], tuple[Float[Tensor, "batch frames dim"], ...]]
     frame_lengths: Callable[[Model, Int[Tensor, " batch"]], Int[Tensor, " batch"]]
+    fast: Callable[[Model], Model] = lambda model: model
 
     @property
-    def ragged_model_type(self) -> str:
-        return str(self.ragged_config_class.model_type)
+    def encoder_class(self) -> Any:
+        return self.architectures[0].stock
+
+    def architecture_of(self, model: Model) -> Architecture | None:
+        """The architecture whose class, stock or ragged, the model is of."""
+        return next((known for known in self.architectures if isinstance(model, (known.stock, known.ragged))), None)
+
+    def is_recogniser(self, model: Model) -> bool:
+        return self.architecture_of(model) not in (None, self.architectures[0])
 
     def encoder(self, model: Model) -> Model:
         """The encoder inside a recogniser; an encoder itself."""
         return getattr(model, model.base_model_prefix, model)
+
+
+def is_ragged(model: Model) -> bool:
+    """Whether the model was compressed before."""
+    return isinstance(model, Ragged)

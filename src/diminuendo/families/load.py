@@ -14,9 +14,10 @@ from transformers.utils import cached_file
 
 from diminuendo.errors import UserError
 from diminuendo.families.build import FORMAT
-from diminuendo.families.family import Model
+from diminuendo.families.family import Family, Model
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of_type
+from diminuendo.modules.ragged import Ragged
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def _reason(error: BaseException) -> str:
 def load(source: str | os.PathLike[str]) -> Model:
     """The model in a directory or on the hub as an ordinary `PreTrainedModel` in fp32 and evaluation mode.
 
-    A CTC recogniser keeps its head; of any other architecture the encoder is taken. A directory's own code is never
+    A recogniser keeps its head; of any other architecture the encoder is taken. A directory's own code is never
     run: compressed models are built by the classes of this package. UserError where weights are missing, of another
     size, or broken, and for a model type that is not supported.
     """
@@ -80,14 +81,9 @@ def load(source: str | os.PathLike[str]) -> Model:
     if not values.get("model_type"):
         raise UserError(f"MODEL {source}: config.json names no model_type; expected a transformers model")
     family = family_of_type(str(values["model_type"]))
-    is_ragged = values["model_type"] == family.ragged_model_type
-    if is_ragged:
+    cls = _class_of(family, values)
+    if issubclass(cls, Ragged):
         _check_format(source, values)
-    architecture = (values.get("architectures") or [""])[0]
-    if architecture.endswith("ForCTC"):
-        cls: Any = family.ragged_ctc_class if is_ragged else family.ctc_class
-    else:
-        cls = family.ragged_encoder_class if is_ragged else family.encoder_class
     try:
         model, info = cls.from_pretrained(
             source,
@@ -114,6 +110,14 @@ def load(source: str | os.PathLike[str]) -> Model:
         unused = sorted(info["unexpected_keys"])
         log.warning("%s: %d tensors are not used by %s (first: %s)", source, len(unused), cls.__name__, unused[0])
     return model.eval()
+
+
+def _class_of(family: Family, values: Mapping[str, Any]) -> Any:
+    """The class that config.json names; the first of its model type where that is none of ours."""
+    named = (values.get("architectures") or [""])[0]
+    classes = [cls for known in family.architectures for cls in (known.stock, known.ragged)]
+    fitting = [cls for cls in classes if cls.config_class.model_type == values["model_type"]]
+    return next((cls for cls in fitting if cls.__name__ == named), fitting[0])
 
 
 def _check_format(source: str, values: Mapping[str, Any]) -> None:

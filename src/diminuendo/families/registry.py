@@ -3,9 +3,14 @@
 from diminuendo.errors import UserError
 from diminuendo.families.family import Family, Model
 from diminuendo.families.wav2vec2 import HUBERT, UNISPEECH_SAT, WAV2VEC2
+from diminuendo.families.wavlm import WAVLM
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (HUBERT, WAV2VEC2, UNISPEECH_SAT)}
-_RAGGED = {family.ragged_model_type: family for family in FAMILIES.values()}
+FAMILIES: dict[str, Family] = {
+    architecture.model_types[0]: family
+    for family in (HUBERT, WAV2VEC2, UNISPEECH_SAT, WAVLM)
+    for architecture in family.architectures
+}
+_RAGGED = {architecture.model_types[1]: family for family in FAMILIES.values() for architecture in family.architectures}
 
 
 def family_of_type(model_type: str) -> Family:
@@ -14,7 +19,7 @@ def family_of_type(model_type: str) -> Family:
     if family is None:
         raise UserError(
             f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)} "
-            "(encoders and their CTC recognisers) and what diminuendo made of them"
+            "(encoders and their recognisers) and what diminuendo made of them"
         )
     return family
 

@@ -9,7 +9,8 @@ convolution's parameters and of its work.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -24,28 +25,29 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from diminuendo.families.family import Family, Model
+from diminuendo.families.family import Architecture, Family, Model
+from diminuendo.families.parts import (
+    along,
+    attention_product,
+    caught_states,
+    encoder_in,
+    feed_forward_axes,
+    heads_axis,
+    sublayer,
+    whole,
+)
 from diminuendo.modules import ragged_wav2vec2 as ragged
 from diminuendo.structure.axis import Axis, Product, Slice
 
 
-def _whole(module: nn.Module, name: str) -> tuple[Slice, ...]:
-    return tuple(Slice(f"{name}.{parameter}", None) for parameter, _ in module.named_parameters())
-
-
-def _vector(module: Any, name: str, block: int = 1) -> tuple[Slice, ...]:
-    """The slices along the first dimension of a module's weight and bias."""
-    return tuple(Slice(f"{name}.{part}", 0, block) for part in ("weight", "bias") if getattr(module, part) is not None)
-
-
-def _front_end_axes(base: Any, prefix: str) -> Iterator[Axis]:
+def front_end_axes(base: Any, prefix: str) -> Iterator[Axis]:
     layers = base.feature_extractor.conv_layers
     for i, layer in enumerate(layers):
         here = f"{prefix}feature_extractor.conv_layers.{i}"
-        slices, norms = _vector(layer.conv, f"{here}.conv"), []
+        slices, norms = along(layer.conv, f"{here}.conv"), []
         norm = getattr(layer, "layer_norm", None)
         if norm is not None:
-            slices += _vector(norm, f"{here}.layer_norm")
+            slices += along(norm, f"{here}.layer_norm")
             if isinstance(norm, nn.LayerNorm):  # the group norm has one group per channel: nothing is shared
                 norms.append(f"{here}.layer_norm")
         if i + 1 < len(layers):
@@ -53,7 +55,7 @@ def _front_end_axes(base: Any, prefix: str) -> Iterator[Axis]:
         else:
             reader = f"{prefix}feature_projection.projection.weight"
             if hasattr(base.feature_projection, "layer_norm"):
-                slices += _vector(base.feature_projection.layer_norm, f"{prefix}feature_projection.layer_norm")
+                slices += along(base.feature_projection.layer_norm, f"{prefix}feature_projection.layer_norm")
                 norms.append(f"{prefix}feature_projection.layer_norm")
         gate = Slice(reader, 1)
         yield Axis(
@@ -67,94 +69,63 @@ def _front_end_axes(base: Any, prefix: str) -> Iterator[Axis]:
         )
 
 
-def _positional_axis(base: Any, prefix: str) -> Iterator[Axis]:
+def positional_axis(base: Any, prefix: str) -> Iterator[Axis]:
     module = base.encoder.pos_conv_embed
     kept = getattr(module, "kept", None)
     if kept == []:
         return
     conv, here = module.conv, f"{prefix}encoder.pos_conv_embed"
     block = conv.out_channels // conv.groups
-    gates = slices = _vector(conv, f"{here}.conv", block)
+    gates = slices = along(conv, f"{here}.conv", block)
     if getattr(module, "batch_norm", None) is not None:  # before the convolution, channel by channel
-        slices += _vector(module.batch_norm, f"{here}.batch_norm", block)
-        slices += tuple(Slice(f"{here}.batch_norm.{part}", 0, block) for part in ("running_mean", "running_var"))
+        slices += along(module.batch_norm, f"{here}.batch_norm", block)
         slices += (Slice(f"{here}.batch_norm.num_batches_tracked", None),)
     positions = tuple(kept if kept is not None else range(conv.groups))
     yield Axis("encoder.pos_conv_embed.groups", "groups", conv.groups, slices, gates, positions=positions)
 
 
 def _attention_axes(layer: Any, name: str, prefix: str, norm: tuple[Slice, ...]) -> Iterator[Axis]:
-    attention, here = layer.attention, f"{prefix}{name}"
-    whole = _whole(attention, here)
-    if not whole:
+    attention = layer.attention
+    if not list(attention.parameters()):
         return
-    output = tuple(piece for piece in whole if ".out_proj." in piece.parameter)
-    yield Axis(name, "sublayer", 1, slices=whole + norm, gates=output)
-    if not hasattr(attention, "q_proj"):
-        return
-    block = attention.head_dim
-    gate = Slice(f"{here}.out_proj.weight", 1, block)
-    slices = tuple(
-        s for part in ("q_proj", "k_proj", "v_proj") for s in _vector(getattr(attention, part), f"{here}.{part}", block)
-    )
-    heads = attention.q_proj.out_features // block
-    yield Axis(f"{name}.heads", "heads", heads, slices=(*slices, gate), gates=(gate,), parent=name)
+    yield sublayer(attention, name, prefix, "out_proj", norm)
+    if hasattr(attention, "q_proj"):
+        yield heads_axis(attention, name, prefix, ("q_proj", "k_proj", "v_proj"), "out_proj", attention.head_dim)
 
 
-def _feed_forward_axes(layer: Any, name: str, prefix: str, norm: tuple[Slice, ...]) -> Iterator[Axis]:
-    feed_forward, here = layer.feed_forward, f"{prefix}{name}"
-    whole = _whole(feed_forward, here)
-    if not whole:
-        return
-    output = tuple(piece for piece in whole if ".output_dense." in piece.parameter)
-    yield Axis(name, "sublayer", 1, slices=whole + norm, gates=output)
-    if not hasattr(feed_forward, "intermediate_dense"):
-        return
-    gate = Slice(f"{here}.output_dense.weight", 1)
-    slices = _vector(feed_forward.intermediate_dense, f"{here}.intermediate_dense")
-    neurons = feed_forward.intermediate_dense.out_features
-    yield Axis(f"{name}.neurons", "neurons", neurons, slices=(*slices, gate), gates=(gate,), parent=name)
+AttentionAxes = Callable[[Any, str, str, tuple[Slice, ...]], Iterator[Axis]]
 
 
-def _encoder(model: Model) -> tuple[Any, str]:
-    """The encoder, and the prefix of its parameters' names."""
-    base = getattr(model, model.base_model_prefix, model)
-    return base, "" if base is model else f"{model.base_model_prefix}."
-
-
-def axes(model: Model) -> tuple[Axis, ...]:
+def axes(model: Model, attention_axes: AttentionAxes = _attention_axes) -> tuple[Axis, ...]:
     """The axes of an encoder or of the recogniser around it, in the order of the signal."""
-    base, prefix = _encoder(model)
-    found = [*_front_end_axes(base, prefix), *_positional_axis(base, prefix)]
+    base, prefix = encoder_in(model)
+    found = [*front_end_axes(base, prefix), *positional_axis(base, prefix)]
     for i, layer in enumerate(base.encoder.layers):
         name = f"encoder.layers.{i}"
         norms: tuple[tuple[Slice, ...], tuple[Slice, ...]] = ((), ())
         if base.config.do_stable_layer_norm:  # pre-norm: the norm before a sublayer goes with it
             norms = (
-                _whole(layer.layer_norm, f"{prefix}{name}.layer_norm"),
-                _whole(layer.final_layer_norm, f"{prefix}{name}.final_layer_norm"),
+                whole(layer.layer_norm, f"{prefix}{name}.layer_norm"),
+                whole(layer.final_layer_norm, f"{prefix}{name}.final_layer_norm"),
             )
-        found += _attention_axes(layer, f"{name}.attention", prefix, norms[0])
-        found += _feed_forward_axes(layer, f"{name}.feed_forward", prefix, norms[1])
+        found += attention_axes(layer, f"{name}.attention", prefix, norms[0])
+        found += feed_forward_axes(
+            layer.feed_forward, f"{name}.feed_forward", prefix, "intermediate_dense", "output_dense", norms[1]
+        )
     return tuple(found)
 
 
 def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:
     """Queries times keys, and weights times values: frames x frames x head width each, for every head."""
-    base, _ = _encoder(model)
-    found = []
-    for i, layer in enumerate(base.encoder.layers):
-        name, attention = f"encoder.layers.{i}.attention", layer.attention
-        if hasattr(attention, "q_proj"):
-            macs = 2.0 * frames * frames * attention.head_dim / seconds
-            found.append(Product(f"{name}.heads", attention.q_proj.out_features // attention.head_dim, macs, name))
-    return tuple(found)
+    head_dim = model.config.hidden_size // model.config.num_attention_heads
+    heads = [axis for axis in axes(model) if axis.kind == "heads"]
+    return tuple(attention_product(axis, 2.0 * frames * head_dim, frames, seconds) for axis in heads)
 
 
 def plain(model: Model) -> Model:
     """A deep copy in evaluation mode, the positional convolution's weight norm (it spans groups) multiplied out."""
     copied = copy.deepcopy(model)
-    positional = _encoder(copied)[0].encoder.pos_conv_embed
+    positional = encoder_in(copied)[0].encoder.pos_conv_embed
     conv = getattr(positional, "conv", None)
     if conv is not None and parametrize.is_parametrized(conv):
         # Not by remove_parametrizations: a copy shares its class with the original, and that would strip both.
@@ -171,45 +142,26 @@ def hidden_states(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Float[Ten
     The last one is the encoder's output: for pre-norm models after the final norm. A recogniser's head does not run.
     With `mask_time_indices` among the inputs the first one is as it was before masking.
     """
-    base, _ = _encoder(model)
-    states: list[Tensor] = []
-
-    def catch(module: nn.Module, args: Any, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-
-    def catch_projection(module: nn.Module, args: Any, output: Any) -> None:
-        catch(module, args, output)
-        if "mask_time_indices" in inputs:
-            states[0] = states[0].clone()  # transformers writes the mask's embedding into the tensor itself
-
-    hooks = [module.register_forward_hook(catch) for module in base.encoder.layers]
-    hooks.append(base.feature_projection.register_forward_hook(catch_projection))
-    hooks.append(base.encoder.register_forward_hook(lambda module, args, output: states.append(output[0])))
-    try:
-        base(**inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    encoded = states.pop()
-    return (*states[:-1], encoded)
+    base, _ = encoder_in(model)
+    masked = "mask_time_indices" in inputs  # transformers writes the mask's embedding into the tensor itself
+    run = partial(base, **inputs)
+    return caught_states(run, base.feature_projection, base.encoder.layers, base.encoder, keep_first=masked)
 
 
 def frame_lengths(model: Model, sample_lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    base, _ = _encoder(model)
+    base, _ = encoder_in(model)
     lengths = sample_lengths
     for layer in base.feature_extractor.conv_layers:
         lengths = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
     return lengths
 
 
-def _family(model_type: str, encoder: type[nn.Module], ctc: type[nn.Module], name: str) -> Family:
+def _family(name: str, encoder: Any, ctc: Any) -> Family:
     return Family(
-        model_type=model_type,
-        encoder_class=encoder,
-        ctc_class=ctc,
-        ragged_config_class=getattr(ragged, f"Ragged{name}Config"),
-        ragged_encoder_class=getattr(ragged, f"Ragged{name}Model"),
-        ragged_ctc_class=getattr(ragged, f"Ragged{name}ForCTC"),
+        architectures=(
+            Architecture("AutoModel", encoder, getattr(ragged, f"Ragged{name}Model")),
+            Architecture("AutoModelForCTC", ctc, getattr(ragged, f"Ragged{name}ForCTC")),
+        ),
         plain=plain,
         axes=axes,
         products=products,
@@ -218,6 +170,6 @@ def _family(model_type: str, encoder: type[nn.Module], ctc: type[nn.Module], nam
     )
 
 
-HUBERT = _family("hubert", HubertModel, HubertForCTC, "Hubert")
-WAV2VEC2 = _family("wav2vec2", Wav2Vec2Model, Wav2Vec2ForCTC, "Wav2Vec2")
-UNISPEECH_SAT = _family("unispeech-sat", UniSpeechSatModel, UniSpeechSatForCTC, "UniSpeechSat")
+HUBERT = _family("Hubert", HubertModel, HubertForCTC)
+WAV2VEC2 = _family("Wav2Vec2", Wav2Vec2Model, Wav2Vec2ForCTC)
+UNISPEECH_SAT = _family("UniSpeechSat", UniSpeechSatModel, UniSpeechSatForCTC)

@@ -1,16 +1,11 @@
 """HuBERT, wav2vec 2.0 and UniSpeech-SAT with a size of its own for every layer.
 
-This file travels with every saved model, so that `AutoModel.from_pretrained(directory, trust_remote_code=True)` needs
-only torch and transformers 5. The configuration is the original one plus a key `diminuendo` whose `shape` gives the
-kept members per axis: a number, or the list of kept members where their positions matter. With `output_attentions`
-there are maps of those layers alone that have attention.
+With `output_attentions` there are maps of those layers alone that have attention.
 """
 
-import json
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import (
@@ -25,47 +20,16 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-if int(transformers.__version__.split(".")[0]) < 5:
-    raise ImportError(f"this model's code needs transformers 5 or newer, here is {transformers.__version__}")
-
-
-class Constant(nn.Module):
-    """What remains of a sublayer that kept no head or neuron: its output bias."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.zeros_like(hidden) + self.bias
-
-
-class EmptyAttention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.out_proj = Constant(width)
-
-    def forward(self, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
-        return self.out_proj(hidden), None
-
-
-class EmptyFeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.output_dense = Constant(width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.output_dense(hidden)  # type: ignore[no-any-return]
-
-
-class RemovedAttention(nn.Module):
-    def forward(self, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
-        return torch.zeros_like(hidden), None
-
-
-class RemovedFeedForward(nn.Module):
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.zeros_like(hidden)
+from .ragged import (
+    EmptyAttention,
+    Ragged,
+    RaggedConfig,
+    RemovedAttention,
+    Shape,
+    resize,
+    shrink_feed_forward,
+    size,
+)
 
 
 class KeptGroupsPositionalConv(nn.Module):
@@ -98,103 +62,64 @@ class KeptGroupsPositionalConv(nn.Module):
         return out.flatten(1, 2).transpose(1, 2)
 
 
-def _size(kept: int | list[int]) -> int:
-    return kept if isinstance(kept, int) else len(kept)
-
-
-def _shrink_front_end(base: Any, shape: dict[str, Any]) -> None:
+def shrink_front_end(base: Any, shape: Shape) -> None:
     read = 1
     for i, layer in enumerate(base.feature_extractor.conv_layers):
-        channels = _size(shape[f"feature_extractor.conv_layers.{i}.channels"])
-        old = layer.conv
-        layer.conv = nn.Conv1d(read, channels, old.kernel_size[0], stride=old.stride[0], bias=old.bias is not None)
+        channels = size(shape[f"feature_extractor.conv_layers.{i}.channels"])
+        resize(layer.conv, reads=read, writes=channels)
         layer.in_conv_dim, layer.out_conv_dim = read, channels
-        norm = getattr(layer, "layer_norm", None)
-        if isinstance(norm, nn.GroupNorm):
-            layer.layer_norm = nn.GroupNorm(channels, channels, eps=norm.eps, affine=True)
-        elif norm is not None:
-            layer.layer_norm = nn.LayerNorm(channels, eps=norm.eps)
+        if getattr(layer, "layer_norm", None) is not None:
+            resize(layer.layer_norm, writes=channels)
         read = channels
     projection = base.feature_projection
     if hasattr(projection, "layer_norm"):
-        projection.layer_norm = nn.LayerNorm(read, eps=projection.layer_norm.eps)
-    projection.projection = nn.Linear(read, projection.projection.out_features)
+        resize(projection.layer_norm, writes=read)
+    resize(projection.projection, reads=read)
 
 
-def _shrink_layer(layer: Any, name: str, shape: dict[str, Any], *, pre_norm: bool) -> None:
-    attention, feed_forward = layer.attention, layer.feed_forward
-    width, heads = attention.embed_dim, _size(shape[f"{name}.attention.heads"])
-    if not shape[f"{name}.attention"]:
-        layer.attention = RemovedAttention()
-    elif heads == 0:
-        layer.attention = EmptyAttention(width)
-    else:
-        inner = heads * attention.head_dim
-        for part in ("q_proj", "k_proj", "v_proj"):
-            setattr(attention, part, nn.Linear(width, inner))
-        attention.out_proj = nn.Linear(inner, width)
-        attention.num_heads = heads
-    neurons = _size(shape[f"{name}.feed_forward.neurons"])
-    if not shape[f"{name}.feed_forward"]:
-        layer.feed_forward = RemovedFeedForward()
-    elif neurons == 0:
-        layer.feed_forward = EmptyFeedForward(width)
-    else:
-        feed_forward.intermediate_dense = nn.Linear(width, neurons)
-        feed_forward.output_dense = nn.Linear(neurons, width)
-    if pre_norm:  # the norm before a sublayer has no other reader
-        if not shape[f"{name}.attention"]:
-            layer.layer_norm = nn.Identity()
-        if not shape[f"{name}.feed_forward"]:
-            layer.final_layer_norm = nn.Identity()
-
-
-def shrink(base: Any, shape: dict[str, Any]) -> None:
-    """Gives the modules of a freshly built encoder the sizes of `shape`; weights are to be loaded or drawn again."""
-    _shrink_front_end(base, shape)
-    encoder = base.encoder
+def shrink_positional(encoder: Any, shape: Shape) -> None:
     positional = encoder.pos_conv_embed
     if parametrize.is_parametrized(positional.conv):  # weight norm runs over the groups, so it is multiplied out
         parametrize.remove_parametrizations(positional.conv, "weight")
     encoder.pos_conv_embed = KeptGroupsPositionalConv(positional, shape["encoder.pos_conv_embed.groups"])
-    for i, layer in enumerate(encoder.layers):
-        _shrink_layer(layer, f"encoder.layers.{i}", shape, pre_norm=base.config.do_stable_layer_norm)
 
 
-class _RaggedConfig:
-    """Mixin: in config.json a sentence stands where stock classes expect `conv_dim`, so that they stop with it.
-
-    They would load what fits and leave the rest at random. The sizes themselves are under the key `diminuendo`.
-    """
-
-    def to_json_string(self, *args: Any, **kwargs: Any) -> str:
-        values = json.loads(super().to_json_string(*args, **kwargs))  # type: ignore[misc]
-        if "diminuendo" in values:
-            values["diminuendo"]["conv_dim"] = list(self.conv_dim)  # type: ignore[attr-defined]
-            values["conv_dim"] = "compressed by diminuendo: load with trust_remote_code=True or diminuendo.load"
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        values = dict(config_dict)
-        ours = dict(values.pop("diminuendo"))
-        if "conv_dim" in ours:
-            values["conv_dim"] = ours.pop("conv_dim")
-        return super().from_dict({**values, "diminuendo": ours}, **kwargs)  # type: ignore[misc]
+def shrink_attention(layer: Any, name: str, shape: Shape) -> None:
+    attention, heads = layer.attention, size(shape[f"{name}.attention.heads"])
+    if not shape[f"{name}.attention"]:
+        layer.attention = RemovedAttention()
+    elif heads == 0:
+        layer.attention = EmptyAttention("out_proj", attention.embed_dim)
+    else:
+        for part in ("q_proj", "k_proj", "v_proj"):
+            resize(getattr(attention, part), writes=heads * attention.head_dim)
+        resize(attention.out_proj, reads=heads * attention.head_dim)
+        attention.num_heads = heads
 
 
-class _Ragged:
-    """Mixin: builds the stock model, then shrinks it, then prepares it again as a model of the new sizes."""
+def drop_norms(layer: Any, name: str, shape: Shape) -> None:
+    """Of a layer that norms before a sublayer: the norm goes with it, since it has no other reader."""
+    if not shape[f"{name}.attention"]:
+        layer.layer_norm = nn.Identity()
+    if not shape[f"{name}.feed_forward"]:
+        layer.final_layer_norm = nn.Identity()
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        shrink(getattr(self, self.base_model_prefix, self), config.diminuendo["shape"])  # type: ignore[attr-defined]
-        self.post_init()  # type: ignore[attr-defined]
 
-    @classmethod
-    def _can_set_attn_implementation(cls) -> bool:
-        # transformers reads this file for an attention that asks for its implementation; that of the stock class does.
-        return True
+class _Ragged(Ragged):
+    def shrink(self, shape: Shape) -> None:
+        base = self.encoder_inside
+        shrink_front_end(base, shape)
+        shrink_positional(base.encoder, shape)
+        for i, layer in enumerate(base.encoder.layers):
+            name = f"encoder.layers.{i}"
+            shrink_attention(layer, name, shape)
+            shrink_feed_forward(layer, "feed_forward", name, shape, "intermediate_dense", "output_dense")
+            if base.config.do_stable_layer_norm:
+                drop_norms(layer, name, shape)
+
+
+class _RaggedConfig(RaggedConfig):
+    sentinel = "conv_dim"
 
 
 class RaggedHubertConfig(_RaggedConfig, HubertConfig):

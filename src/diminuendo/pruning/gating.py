@@ -200,6 +200,14 @@ def _split(name: str) -> tuple[str, str]:
     return module, leaf
 
 
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    """A parameter or a buffer."""
+    path, leaf = _split(name)
+    tensor = getattr(model.get_submodule(path), leaf)
+    assert isinstance(tensor, Tensor), name
+    return tensor
+
+
 def attach(model: nn.Module, gates: Gates) -> None:
     """Puts the gates on the model: its weights become parametrised, its norms mindful of who is present."""
     touches: dict[str, list[_Touch]] = {}
@@ -208,10 +216,9 @@ def attach(model: nn.Module, gates: Gates) -> None:
             gated = piece in axis.gates
             if not gated and (piece.dim is None or axis.positions is not None):
                 continue  # goes at removal only
-            parameter = model.get_parameter(piece.parameter)
             owner = torch.zeros(1, dtype=torch.long)
             if piece.dim is not None:
-                owner = piece.members(axis.size, parameter.shape[piece.dim])
+                owner = piece.members(axis.size, _tensor(model, piece.parameter).shape[piece.dim])
             assert not gated or bool((owner >= 0).all()), f"{piece.parameter}: gates cover a dimension as a whole"
             touch = _Touch(piece.dim, gates.layout(axis.name, owner), gated)
             touches.setdefault(piece.parameter, []).append(touch)

@@ -8,6 +8,7 @@ import torch
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, family_of
+from diminuendo.families.family import is_ragged
 
 
 def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
@@ -21,7 +22,7 @@ def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
     Raises UserError if not even the narrowest student fits.
     """
     config = teacher.config
-    if config.model_type == family_of(teacher).ragged_model_type:
+    if is_ragged(teacher):
         raise UserError("this teacher was compressed, and a thin student is the original in small: give the original")
     step = math.lcm(config.num_attention_heads, config.num_conv_pos_embedding_groups)
     fitting, room = None, 0.0

@@ -27,7 +27,7 @@ from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, fingerprint
-from diminuendo.training.two_stages import Source, TwoStages, free_axes, is_recogniser
+from diminuendo.training.two_stages import Source, TwoStages, free_axes
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,9 @@ def compress(
         result = _result(job, removed, trainer.carried, out)
 
         def write() -> None:
-            auto_class = "AutoModelForCTC" if is_recogniser(removed) else "AutoModel"
-            card = compression_card(result, recipe, asdict(job.config), run.log, auto_class=auto_class)
+            architecture = job.stages.family.architecture_of(removed)
+            assert architecture is not None
+            card = compression_card(result, recipe, asdict(job.config), run.log, auto_class=architecture.auto_class)
             save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
 
         return result, write

@@ -16,7 +16,7 @@ from lhotse import CutSet
 
 from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
-from diminuendo.export.huggingface import TOKENIZER_FILES, travelling_file
+from diminuendo.export.huggingface import TOKENIZER_FILES, travelling_files
 from diminuendo.families import FAMILIES, Model
 from diminuendo.training.checkpoint import clear_on_full_disk, is_full
 
@@ -37,7 +37,7 @@ _OURS = (
     "README.md",
     "report.html",
     *TOKENIZER_FILES,
-    *sorted({travelling_file(family).name for family in FAMILIES.values()}),
+    *sorted({file.name for family in FAMILIES.values() for file in travelling_files(family)}),
     "run.json",
 )
 

@@ -152,9 +152,7 @@ class TwoStages:
         for floor in (1.0, KEPT_GATE_FLOOR):
             gates.evaluate(selection, floor)
             state = remove(gates.axes, plain_state(student), selection)
-            removed = build(
-                self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model)
-            )
+            removed = build(self.source.model, shape, state)
             error = max(error, removal_error(removed, student, self.source.extractor, self.check_batch))
             if not error < REMOVAL_TOLERANCE:
                 raise RuntimeError(
@@ -190,7 +188,7 @@ class TwoStages:
         selection = {axis.name: _any_members(axis.size, shape[axis.name]) for axis in axes}
         state = remove(axes, dict(plain.state_dict()), selection)
         state = {name: value.clone() for name, value in state.items()}
-        return build(self.family, self.source.model.config, shape, state, recogniser=is_recogniser(self.source.model))
+        return build(self.source.model, shape, state)
 
     @cached_property
     def check_batch(self) -> Batch:
@@ -222,7 +220,7 @@ class TwoStages:
 
         Where the teacher is another model than MODEL the head is of neither's states, and stays as it is.
         """
-        if self.teacher is not self.source.model or not is_recogniser(removed):
+        if self.teacher is not self.source.model or not self.family.is_recogniser(removed):
             return
         if removed.config.num_hidden_layers not in self.layers or getattr(removed.config, "add_adapter", False):
             return
@@ -252,11 +250,6 @@ def shape_before(model: Model) -> Shape:
     """The shape of a model that was compressed before; nothing for any other."""
     shape: Shape = dict(getattr(model.config, "diminuendo", {}).get("shape", {}))
     return shape
-
-
-def is_recogniser(model: Model) -> bool:
-    family = family_of(model)
-    return isinstance(model, family.ctc_class | family.ragged_ctc_class)
 
 
 def _any_members(size: int, kept: int | list[int]) -> torch.Tensor:

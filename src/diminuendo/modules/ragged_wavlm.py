@@ -1,0 +1,122 @@
+"""WavLM with a size of its own for every layer, and its attention with any of its heads, fused.
+
+Head h gates its bias of relative positions by the h-th part of what the attention reads, and takes the bias itself from
+the h-th column of one table, which lies in the first layer's attention and is read by all. So an attention that has
+lost heads has to know which ones it kept: the buffer `kept_heads`, saved with the weights. The table stays whatever
+happens to the first layer. There are no maps of attention to be had: fused attention never holds them.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import WavLMConfig, WavLMForCTC, WavLMModel
+
+from .ragged import Ragged, RaggedConfig, Shape, shrink_feed_forward, size
+from .ragged_wav2vec2 import drop_norms, shrink_front_end, shrink_positional
+
+
+def position_bias(table: nn.Embedding, max_distance: int, frames: int) -> Tensor:
+    """[heads, frames, frames]: the bias of every query (second dimension) towards every key.
+
+    It depends on the distance alone, so it is looked up for 2 * frames - 1 distances and laid out in rows.
+    """
+    half = table.num_embeddings // 2  # for either sign: half of them for single distances, half for ranges that widen
+    exact = half // 2
+    distance = torch.arange(1 - frames, frames, device=table.weight.device)
+    far = torch.log(distance.abs().float() / exact) / math.log(max_distance / exact) * (half - exact)
+    ranged = (exact + far).long().clamp(max=half - 1)
+    bucket = (distance > 0).long() * half + torch.where(distance.abs() < exact, distance.abs(), ranged)
+    return table(bucket).t().unfold(1, frames, 1).flip(1)  # type: ignore[no-any-return]
+
+
+class WavLMAttentionLike(nn.Module):
+    """What the encoder expects of an attention beside its output: the bias, made by the first layer for all."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.max_distance = stock.max_distance
+        if hasattr(stock, "rel_attn_embed"):
+            self.rel_attn_embed = nn.Embedding(stock.num_buckets, stock.rel_attn_embed.embedding_dim)
+
+    def bias(self, given: Tensor | None, frames: int) -> Tensor:
+        return position_bias(self.rel_attn_embed, self.max_distance, frames) if given is None else given
+
+
+class FusedWavLMAttention(WavLMAttentionLike):
+    """Equal to the stock attention of the same weights; with some of its heads, to that one without the others."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    kept_heads: Tensor
+
+    def __init__(self, stock: Any, heads: int | None = None) -> None:
+        super().__init__(stock)
+        self.embed_dim, self.head_dim, self.dropout = stock.embed_dim, stock.head_dim, stock.dropout
+        heads = stock.num_heads if heads is None else heads
+        for part in ("k_proj", "v_proj", "q_proj"):
+            setattr(self, part, nn.Linear(self.embed_dim, heads * self.head_dim))
+        self.out_proj = nn.Linear(heads * self.head_dim, self.embed_dim)
+        self.gru_rel_pos_const = nn.Parameter(torch.ones(1, heads, 1, 1))
+        self.gru_rel_pos_linear = nn.Linear(self.head_dim, 8)
+        self.register_buffer("kept_heads", torch.arange(heads))
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None, Tensor]:
+        batch, frames, _width = hidden_states.shape
+        position_bias = self.bias(position_bias, frames)
+        heads = (batch, frames, -1, self.head_dim)
+        parts = hidden_states.view(heads).index_select(2, self.kept_heads).transpose(1, 2)
+        # The stock module adds up four projections for each of the two gates: one of the sums does.
+        weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)
+        gates = torch.sigmoid(F.linear(parts, weight, self.gru_rel_pos_linear.bias.view(2, 4).sum(1)))
+        gate = gates[..., :1] * (gates[..., 1:] * self.gru_rel_pos_const - 1.0) + 2.0
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        bias = (gate * position_bias.index_select(0, self.kept_heads)).to(query.dtype)
+        if attention_mask is not None:
+            bias = bias.masked_fill(attention_mask.ne(1)[:, None, None], -torch.inf)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None, position_bias
+
+
+class RemovedWavLMAttention(WavLMAttentionLike):
+    def forward(
+        self, hidden_states: Tensor, position_bias: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None, Tensor]:
+        return torch.zeros_like(hidden_states), None, self.bias(position_bias, hidden_states.shape[1])
+
+
+class _Ragged(Ragged):
+    def shrink(self, shape: Shape) -> None:
+        base = self.encoder_inside
+        shrink_front_end(base, shape)
+        shrink_positional(base.encoder, shape)
+        for i, layer in enumerate(base.encoder.layers):
+            name = f"encoder.layers.{i}"
+            if shape[f"{name}.attention"]:
+                layer.attention = FusedWavLMAttention(layer.attention, size(shape[f"{name}.attention.heads"]))
+            else:
+                layer.attention = RemovedWavLMAttention(layer.attention)
+            shrink_feed_forward(layer, "feed_forward", name, shape, "intermediate_dense", "output_dense")
+            if base.config.do_stable_layer_norm:
+                drop_norms(layer, name, shape)
+
+
+class RaggedWavLMConfig(RaggedConfig, WavLMConfig):
+    model_type = "diminuendo_wavlm"
+    sentinel = "conv_dim"
+
+
+class RaggedWavLMModel(_Ragged, WavLMModel):
+    config_class = RaggedWavLMConfig
+
+
+class RaggedWavLMForCTC(_Ragged, WavLMForCTC):
+    config_class = RaggedWavLMConfig
