@@ -36,7 +36,11 @@ def test_gradients_are_those_of_the_stock_attention() -> None:
     for one in (model, ours):
         one(audio()).last_hidden_state.square().mean().backward()
     table = "encoder.layers.0.attention.rel_attn_embed.weight"
-    for name in (table, "encoder.layers.1.attention.gru_rel_pos_linear.weight", "encoder.layers.0.attention.k_proj.weight"):
+    for name in (
+        table,
+        "encoder.layers.1.attention.gru_rel_pos_linear.weight",
+        "encoder.layers.0.attention.k_proj.weight",
+    ):
         torch.testing.assert_close(ours.get_parameter(name).grad, model.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
 
 

@@ -32,6 +32,19 @@ def position_bias(table: nn.Embedding, max_distance: int, frames: int) -> Tensor
     return table(bucket).t().unfold(1, frames, 1).flip(1)  # type: ignore[no-any-return]
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """Attention with a bias, [batch, heads, frames, width]; fused where that is faster.
+
+    On CPUs it is not where a gradient goes into the bias (PyTorch falls back to many small steps), nor in bf16.
+    """
+    if query.is_cuda or not (bias.requires_grad or bias.dtype == torch.bfloat16):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    scale = query.shape[-1] ** -0.5
+    scores = torch.baddbmm(bias.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scale)
+    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    return torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])  # type: ignore[no-any-return]
+
+
 class WavLMAttentionLike(nn.Module):
     """What the encoder expects of an attention beside its output: the bias, made by the first layer for all."""
 
@@ -78,11 +91,11 @@ class FusedWavLMAttention(WavLMAttentionLike):
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        bias = (gate * position_bias.index_select(0, self.kept_heads)).to(query.dtype)
+        everyone = len(self.kept_heads) == len(position_bias)
+        bias = (gate * (position_bias if everyone else position_bias.index_select(0, self.kept_heads))).to(query.dtype)
         if attention_mask is not None:
             bias = bias.masked_fill(attention_mask.ne(1)[:, None, None], -torch.inf)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        mixed = attend(query, key, value, bias, self.dropout if self.training else 0.0)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None, position_bias
 
 
