@@ -58,8 +58,9 @@ class Family:
         return self.architectures[0].stock
 
     def architecture_of(self, model: Model) -> Architecture | None:
-        """The architecture whose class, stock or ragged, the model is of."""
-        return next((known for known in self.architectures if isinstance(model, (known.stock, known.ragged))), None)
+        """The architecture whose class, stock or ragged, the model is of; of several the last, which is the nearest."""
+        fitting = [known for known in self.architectures if isinstance(model, (known.stock, known.ragged))]
+        return fitting[-1] if fitting else None
 
     def is_recogniser(self, model: Model) -> bool:
         return self.architecture_of(model) not in (None, self.architectures[0])

@@ -28,7 +28,7 @@ class DistillationObjective(nn.Module):
         self.student, self.distillation = student, distillation
         self.extractor = extractor
         # In lists, so that the teacher is neither saved, nor moved, nor synchronised with what is trained.
-        self._teacher = [teacher.eval()]
+        self._teacher = [family_of(teacher).fast(teacher.eval())]
         freeze_unused(student)
 
     def train(self, mode: bool = True) -> "DistillationObjective":

@@ -1,0 +1,197 @@
+"""Parakeet and streaming Nemotron: convolutions over time and frequency, conformer layers, and CTC, RNN-T or TDT.
+
+Both are one code: the streaming one norms its convolution modules over channels where the other has a batch norm, and
+names its subsampling differently. An RNN-T's predictor and joint network have widths of their own. A hidden unit of the
+predictor is one member in all of its LSTM layers, so that they stay one module.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    NemotronAsrStreamingEncoder,
+    NemotronAsrStreamingForRNNT,
+    ParakeetEncoder,
+    ParakeetForCTC,
+    ParakeetForRNNT,
+    ParakeetForTDT,
+)
+
+from diminuendo.families.family import Architecture, Family, Model
+from diminuendo.families.parts import (
+    along,
+    attention_product,
+    caught_states,
+    feed_forward_axes,
+    heads_axis,
+    sublayer,
+    whole,
+)
+from diminuendo.modules import ragged_nemotron, ragged_parakeet
+from diminuendo.modules.ragged_parakeet import NORMS, count_own_heads
+from diminuendo.structure.axis import Axis, Product, Slice
+
+HOP = 160  # samples from one frame of features to the next, in the extractors of both
+
+
+def encoder_of(model: Model) -> Model:
+    return getattr(model, "encoder", model)
+
+
+def _stages(subsampling: Any, path: str) -> list[tuple[str, Any, str | None]]:
+    """(path of what mixes channels, the convolution, path of the depthwise convolution before it) of every stage."""
+    if hasattr(subsampling, "conv_in"):
+        stages: list[tuple[str, Any, str | None]] = [(f"{path}.conv_in", subsampling.conv_in, None)]
+        for i, layer in enumerate(subsampling.layers):
+            here = f"{path}.layers.{i}"
+            stages.append((f"{here}.pointwise_conv", layer.pointwise_conv, f"{here}.depthwise_conv"))
+        return stages
+    found = [(f"{path}.layers.{i}", layer) for i, layer in enumerate(subsampling.layers) if isinstance(layer, nn.Conv2d)]
+    return [(*found[0], None), *((*found[i], found[i - 1][0]) for i in range(2, len(found), 2))]
+
+
+def _subsampling_axes(encoder: Any, prefix: str) -> Iterator[Axis]:
+    """Gated where they are mixed: in front of a depthwise convolution a gate would leave its biases."""
+    stages = _stages(encoder.subsampling, f"{prefix}subsampling")
+    for i, (path, conv, _) in enumerate(stages):
+        slices = along(conv, path)
+        if i + 1 < len(stages):
+            reader, _, depthwise = stages[i + 1]
+            gate = Slice(f"{reader}.weight", 1)
+            slices += tuple(Slice(f"{depthwise}.{part}", 0) for part in ("weight", "bias"))
+        else:
+            linear = encoder.subsampling.linear
+            gate = Slice(f"{prefix}subsampling.linear.weight", 1, linear.in_features // conv.out_channels)
+        yield Axis(f"subsampling.{i}.channels", "channels", conv.out_channels, (*slices, gate), (gate,), minimum=1)
+
+
+def _attention_axes(attention: Any, name: str, prefix: str, norm: tuple[Slice, ...]) -> Iterator[Axis]:
+    if not list(attention.parameters()):
+        return
+    yield sublayer(attention, name, prefix, "o_proj", norm)
+    if hasattr(attention, "q_proj"):
+        biases = tuple(Slice(f"{prefix}{name}.{part}", 0) for part in ("bias_u", "bias_v"))
+        inputs = ("q_proj", "k_proj", "v_proj", "relative_k_proj")
+        yield heads_axis(attention, name, prefix, inputs, "o_proj", attention.head_dim, biases)
+
+
+def _convolution_axes(module: Any, name: str, prefix: str, norm: tuple[Slice, ...]) -> Iterator[Axis]:
+    """A channel has two rows before the gated linear unit, a filter, a place in the norm, and a column that reads."""
+    if not list(module.parameters()):
+        return
+    yield sublayer(module, name, prefix, "pointwise_conv2", norm)
+    if not hasattr(module, "depthwise_conv"):
+        return
+    here, channels = f"{prefix}{name}", module.depthwise_conv.out_channels
+    gate = Slice(f"{here}.pointwise_conv2.weight", 1)
+    yield Axis(
+        f"{name}.channels",
+        "channels",
+        channels,
+        slices=(
+            *along(module.pointwise_conv1, f"{here}.pointwise_conv1", offsets=(0, channels)),
+            *along(module.depthwise_conv, f"{here}.depthwise_conv"),
+            *along(module.norm, f"{here}.norm"),
+            *(Slice(f"{here}.norm.{name}", None) for name, buffer in module.norm.named_buffers() if buffer.dim() == 0),
+            gate,
+        ),
+        gates=(gate,),
+        norms=(f"{here}.norm",) if isinstance(module.norm, nn.LayerNorm) else (),
+        parent=name,
+    )
+
+
+def _transducer_axes(model: Any) -> Iterator[Axis]:
+    lstm, embedding = model.decoder.lstm, Slice("decoder.embedding.weight", 1)
+    first = Slice("decoder.lstm.weight_ih_l0", 1)
+    yield Axis("decoder.embedding.channels", "channels", lstm.input_size, (embedding, first), (first,), minimum=1)
+    width, layers = lstm.hidden_size, range(lstm.num_layers)
+    four = tuple(width * i for i in range(4))  # the gates of an LSTM
+    names = [f"decoder.lstm.{part}_l{i}" for i in layers for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    readers = [
+        *(Slice(f"decoder.lstm.weight_hh_l{i}", 1) for i in layers),
+        *(Slice(f"decoder.lstm.weight_ih_l{i}", 1) for i in layers if i > 0),
+        Slice("decoder.decoder_projector.weight", 1),
+    ]
+    rows = [Slice(name, 0, offsets=four) for name in names]
+    yield Axis("decoder.lstm.channels", "channels", width, (*rows, *readers), tuple(readers), minimum=1)
+    head = Slice("joint.head.weight", 1)
+    projections = (
+        *along(model.encoder_projector, "encoder_projector"),
+        *along(model.decoder.decoder_projector, "decoder.decoder_projector"),
+    )
+    yield Axis("joint.channels", "channels", model.joint.head.in_features, (*projections, head), (head,), minimum=1)
+
+
+def axes(model: Model) -> tuple[Axis, ...]:
+    """The axes of an encoder or of the recogniser around it, in the order of the signal."""
+    encoder = encoder_of(model)
+    prefix = "" if encoder is model else "encoder."
+    found = [*_subsampling_axes(encoder, prefix)]
+    for i, layer in enumerate(encoder.layers):
+        for part, norm in NORMS.items():
+            name, module = f"layers.{i}.{part}", getattr(layer, part)
+            before = whole(getattr(layer, norm), f"{prefix}layers.{i}.{norm}")
+            if part == "self_attn":
+                found += _attention_axes(module, name, prefix, before)
+            elif part == "conv":
+                found += _convolution_axes(module, name, prefix, before)
+            else:
+                found += feed_forward_axes(module, name, prefix, "linear1", "linear2", before)
+    if hasattr(model, "joint"):
+        found += _transducer_axes(model)
+    return tuple(found)
+
+
+def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:
+    """For every head queries times keys and times positions (2 T - 1 of them), and weights times values."""
+    config = encoder_of(model).config
+    head_dim = config.hidden_size // config.num_attention_heads
+    per_frame = (2.0 * frames + 2 * frames - 1) * head_dim
+    return tuple(attention_product(axis, per_frame, frames, seconds) for axis in axes(model) if axis.kind == "heads")
+
+
+def plain(model: Model) -> Model:
+    """A deep copy in evaluation mode, whose attentions count their own heads."""
+    copied = copy.deepcopy(model).eval()
+    count_own_heads(encoder_of(copied))
+    return copied
+
+
+def hidden_states(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Float[Tensor, "batch frames dim"], ...]:
+    """The subsampling's output, then every layer's. A recogniser's head does not run."""
+    encoder = encoder_of(model)
+    # The streaming encoder scales its first state in place.
+    return caught_states(partial(encoder, **inputs), encoder.subsampling, encoder.layers, encoder, keep_first=True)
+
+
+def frame_lengths(model: Model, sample_lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    lengths: Tensor = model._get_subsampling_output_length(sample_lengths // HOP)
+    return lengths.long()
+
+
+def _family(*architectures: Architecture) -> Family:
+    return Family(
+        architectures=architectures,
+        plain=plain,
+        axes=axes,
+        products=products,
+        hidden_states=hidden_states,
+        frame_lengths=frame_lengths,
+    )
+
+
+PARAKEET = _family(
+    Architecture("AutoModel", ParakeetEncoder, ragged_parakeet.RaggedParakeetEncoder),
+    Architecture("AutoModelForCTC", ParakeetForCTC, ragged_parakeet.RaggedParakeetForCTC),
+    Architecture("AutoModelForRNNT", ParakeetForRNNT, ragged_parakeet.RaggedParakeetForRNNT),
+    Architecture("AutoModelForTDT", ParakeetForTDT, ragged_parakeet.RaggedParakeetForTDT),
+)
+NEMOTRON = _family(
+    Architecture("AutoModel", NemotronAsrStreamingEncoder, ragged_nemotron.RaggedNemotronEncoder),
+    Architecture("AutoModelForRNNT", NemotronAsrStreamingForRNNT, ragged_nemotron.RaggedNemotronForRNNT),
+)

@@ -1,0 +1,76 @@
+"""Streaming Nemotron (a causal FastConformer with caches, RNN-T) with a size of its own for every layer.
+
+Its caches take their sizes from the layers: keys and values from what attention makes, convolutions' left contexts from
+their channels. Attentions are numbered anew, since a cache counts its frames by the first one.
+"""
+
+from typing import Any
+
+from transformers import (
+    NemotronAsrStreamingConfig,
+    NemotronAsrStreamingEncoder,
+    NemotronAsrStreamingEncoderConfig,
+    NemotronAsrStreamingForRNNT,
+)
+from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming import NemotronAsrStreamingRNNTDecoder
+
+from .ragged import Ragged, RaggedConfig, Shape, resize
+from .ragged_parakeet import FirstStepDecoder, shrink_encoder, shrink_transducer
+
+
+def _shrink_subsampling(subsampling: Any, shape: Shape) -> None:
+    bands = subsampling.linear.in_features // subsampling.conv_in.out_channels
+    read = shape["subsampling.0.channels"]
+    resize(subsampling.conv_in, writes=read)
+    for i, layer in enumerate(subsampling.layers, start=1):
+        resize(layer.depthwise_conv, writes=read)
+        resize(layer.pointwise_conv, reads=read, writes=shape[f"subsampling.{i}.channels"])
+        read = shape[f"subsampling.{i}.channels"]
+    resize(subsampling.linear, reads=read * bands)
+
+
+def number_attentions(encoder: Any) -> None:
+    """Gives those attentions that there are the numbers 0, 1, 2..., in place."""
+    attentions = [layer.self_attn for layer in encoder.layers if hasattr(layer.self_attn, "layer_idx")]
+    for i, attention in enumerate(attentions):
+        attention.layer_idx = i
+
+
+class _Ragged(Ragged):
+    def shrink(self, shape: Shape) -> None:
+        encoder = self.encoder_inside
+        _shrink_subsampling(encoder.subsampling, shape)
+        shrink_encoder(encoder, shape)
+        number_attentions(encoder)
+
+    @property
+    def encoder_inside(self) -> Any:
+        return getattr(self, "encoder", self)
+
+
+class _Decoder(FirstStepDecoder, NemotronAsrStreamingRNNTDecoder):
+    pass
+
+
+class RaggedNemotronEncoderConfig(RaggedConfig, NemotronAsrStreamingEncoderConfig):
+    model_type = "diminuendo_nemotron_asr_streaming_encoder"
+
+
+class RaggedNemotronEncoder(_Ragged, NemotronAsrStreamingEncoder):
+    config_class = RaggedNemotronEncoderConfig
+    config: RaggedNemotronEncoderConfig
+
+
+class RaggedNemotronConfig(RaggedConfig, NemotronAsrStreamingConfig):
+    model_type = "diminuendo_nemotron_asr_streaming"
+    sentinel = "vocab_size"
+
+
+class RaggedNemotronForRNNT(_Ragged, NemotronAsrStreamingForRNNT):
+    config_class = RaggedNemotronConfig
+    config: RaggedNemotronConfig
+
+    def shrink(self, shape: Shape) -> None:
+        super().shrink(shape)
+        self.decoder: Any = _Decoder(self.config)
+        shrink_transducer(self, shape)

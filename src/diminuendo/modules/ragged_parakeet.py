@@ -1,0 +1,207 @@
+"""Parakeet (FastConformer) for CTC, RNN-T and TDT with a size of its own for every layer.
+
+With `output_attentions` there are maps of those layers alone that have attention.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    ParakeetCTCConfig,
+    ParakeetEncoder,
+    ParakeetEncoderConfig,
+    ParakeetForCTC,
+    ParakeetForRNNT,
+    ParakeetForTDT,
+    ParakeetRNNTConfig,
+    ParakeetTDTConfig,
+)
+from transformers.models.parakeet.modeling_parakeet import ParakeetRNNTDecoder
+
+from .ragged import (
+    Empty,
+    EmptyAttention,
+    Ragged,
+    RaggedConfig,
+    Removed,
+    RemovedAttention,
+    Shape,
+    resize,
+    shrink_feed_forward,
+)
+
+
+class AttentionView:
+    """The configuration as one attention reads it: there are as many heads as it has."""
+
+    def __init__(self, config: Any, attention: nn.Module) -> None:
+        self._seen, self._by = config, attention
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_seen", "_by"):  # while a copy is being made
+            raise AttributeError(name)
+        return getattr(self._seen, name)
+
+    @property
+    def num_attention_heads(self) -> int:
+        return len(self._by.bias_u)  # type: ignore[arg-type]
+
+    num_key_value_heads = num_attention_heads
+
+
+def count_own_heads(encoder: Any) -> None:
+    """Lets every attention have a number of heads of its own, in place."""
+    for layer in encoder.layers:
+        attention = layer.self_attn
+        if hasattr(attention, "bias_u") and not isinstance(attention.config, AttentionView):
+            attention.config = AttentionView(attention.config, attention)
+
+
+def shrink_attention(layer: Any, name: str, shape: Shape) -> None:
+    attention, heads = layer.self_attn, shape[f"{name}.self_attn.heads"]
+    output = attention.o_proj
+    if not shape[f"{name}.self_attn"] or (heads == 0 and output.bias is None):
+        layer.self_attn = RemovedAttention()
+    elif heads == 0:
+        layer.self_attn = EmptyAttention("o_proj", output.out_features)
+    else:
+        for part in ("q_proj", "k_proj", "v_proj", "relative_k_proj"):
+            resize(getattr(attention, part), writes=heads * attention.head_dim)
+        resize(output, reads=heads * attention.head_dim)
+        attention.bias_u = nn.Parameter(torch.zeros(heads, attention.head_dim))
+        attention.bias_v = nn.Parameter(torch.zeros(heads, attention.head_dim))
+
+
+def shrink_convolution(layer: Any, name: str, shape: Shape) -> None:
+    module, channels = layer.conv, shape[f"{name}.conv.channels"]
+    last = module.pointwise_conv2
+    if not shape[f"{name}.conv"] or (channels == 0 and last.bias is None):
+        layer.conv = Removed()
+    elif channels == 0:
+        layer.conv = Empty("pointwise_conv2", last.out_channels)
+    else:
+        resize(module.pointwise_conv1, writes=2 * channels)
+        resize(module.depthwise_conv, writes=channels)
+        resize(module.norm, writes=channels)
+        resize(last, reads=channels)
+
+
+NORMS = {
+    "feed_forward1": "norm_feed_forward1",
+    "self_attn": "norm_self_att",
+    "conv": "norm_conv",
+    "feed_forward2": "norm_feed_forward2",
+}
+
+
+def shrink_encoder(encoder: Any, shape: Shape) -> None:
+    """The layers; not the subsampling in front of them."""
+    for i, layer in enumerate(encoder.layers):
+        name = f"layers.{i}"
+        shrink_feed_forward(layer, "feed_forward1", name, shape, "linear1", "linear2")
+        shrink_attention(layer, name, shape)
+        shrink_convolution(layer, name, shape)
+        shrink_feed_forward(layer, "feed_forward2", name, shape, "linear1", "linear2")
+        for part, norm in NORMS.items():
+            if not shape[f"{name}.{part}"]:  # a norm before a sublayer has no other reader
+                setattr(layer, norm, nn.Identity())
+    count_own_heads(encoder)
+
+
+def _shrink_subsampling(subsampling: Any, shape: Shape) -> None:
+    convolutions = [layer for layer in subsampling.layers if isinstance(layer, nn.Conv2d)]
+    bands = subsampling.linear.in_features // convolutions[-1].out_channels
+    read = shape["subsampling.0.channels"]
+    resize(convolutions[0], writes=read)
+    for i, (depthwise, pointwise) in enumerate(zip(convolutions[1::2], convolutions[2::2], strict=True), start=1):
+        resize(depthwise, writes=read)
+        resize(pointwise, reads=read, writes=shape[f"subsampling.{i}.channels"])
+        read = shape[f"subsampling.{i}.channels"]
+    resize(subsampling.linear, reads=read * bands)
+
+
+class FirstStepDecoder(nn.Module):
+    """Mixin: the predictor's first step makes its cache of the sizes that there are, not of the configuration's."""
+
+    def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
+        if cache is None or cache.is_initialized:
+            return super().forward(input_ids, cache)  # type: ignore[no-any-return]
+        output, (hidden, cell) = self.lstm(self.embedding(input_ids))  # type: ignore[operator]
+        cache.cache = self.decoder_projector(output)  # type: ignore[operator]
+        cache.hidden_state, cache.cell_state, cache.is_initialized = hidden, cell, True
+        return cache.cache  # type: ignore[no-any-return]
+
+
+class _Decoder(FirstStepDecoder, ParakeetRNNTDecoder):
+    pass
+
+
+def shrink_transducer(model: Any, shape: Shape) -> None:
+    """The widths of the predictor and of the joint network."""
+    old = model.decoder.lstm
+    embedding, width, joint = (shape[name] for name in TRANSDUCER_AXES)
+    model.decoder.embedding = nn.Embedding(model.decoder.embedding.num_embeddings, embedding)
+    model.decoder.lstm = nn.LSTM(embedding, width, num_layers=old.num_layers, batch_first=True)
+    resize(model.decoder.decoder_projector, reads=width, writes=joint)
+    resize(model.encoder_projector, writes=joint)
+    resize(model.joint.head, reads=joint)
+
+
+TRANSDUCER_AXES = ("decoder.embedding.channels", "decoder.lstm.channels", "joint.channels")
+
+
+class _Ragged(Ragged):
+    def shrink(self, shape: Shape) -> None:
+        _shrink_subsampling(self.encoder_inside.subsampling, shape)
+        shrink_encoder(self.encoder_inside, shape)
+
+    @property
+    def encoder_inside(self) -> Any:
+        return getattr(self, "encoder", self)
+
+
+class _RaggedTransducer(_Ragged):
+    def shrink(self, shape: Shape) -> None:
+        super().shrink(shape)
+        self.decoder: Any = _Decoder(self.config)  # type: ignore[attr-defined]
+        shrink_transducer(self, shape)
+
+
+class RaggedParakeetEncoderConfig(RaggedConfig, ParakeetEncoderConfig):
+    model_type = "diminuendo_parakeet_encoder"
+
+
+class RaggedParakeetEncoder(_Ragged, ParakeetEncoder):
+    config_class = RaggedParakeetEncoderConfig
+    config: RaggedParakeetEncoderConfig
+
+
+class RaggedParakeetCTCConfig(RaggedConfig, ParakeetCTCConfig):
+    model_type = "diminuendo_parakeet_ctc"
+    sentinel = "vocab_size"
+
+
+class RaggedParakeetForCTC(_Ragged, ParakeetForCTC):
+    config_class = RaggedParakeetCTCConfig
+    config: RaggedParakeetCTCConfig
+
+
+class RaggedParakeetRNNTConfig(RaggedConfig, ParakeetRNNTConfig):
+    model_type = "diminuendo_parakeet_rnnt"
+    sentinel = "vocab_size"
+
+
+class RaggedParakeetForRNNT(_RaggedTransducer, ParakeetForRNNT):
+    config_class = RaggedParakeetRNNTConfig
+    config: RaggedParakeetRNNTConfig
+
+
+class RaggedParakeetTDTConfig(RaggedConfig, ParakeetTDTConfig):
+    model_type = "diminuendo_parakeet_tdt"
+    sentinel = "vocab_size"
+
+
+class RaggedParakeetForTDT(_RaggedTransducer, ParakeetForTDT):
+    config_class = RaggedParakeetTDTConfig
+    config: RaggedParakeetTDTConfig
