@@ -22,8 +22,8 @@ from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.training.progress import Diverged
+from diminuendo.training.removing import Source
 from diminuendo.training.run import fingerprint
-from diminuendo.training.two_stages import Source
 
 WAIT_SECONDS = 10.0
 TOLD = (

@@ -22,7 +22,7 @@ from diminuendo.training.compress import compress
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.distil import DistilConfig, distil
-from diminuendo.training.two_stages import Source
+from diminuendo.training.removing import Source
 
 SEED = 1  # of random weights
 LOOP = LoopConfig(device="cpu", quiet=True)

@@ -12,7 +12,7 @@ from diminuendo.data.batching import Batch
 from diminuendo.data.manifest import ALL, read_cuts, split_of
 from diminuendo.evaluation.probes import Features, encoder_features, log_mel_features, mfcc_features, run_probe
 from diminuendo.evaluation.probes.probe import speaker_of
-from diminuendo.training.two_stages import Source
+from diminuendo.training.removing import Source
 
 TASKS = ("keyword", "speaker")
 SEED = 0

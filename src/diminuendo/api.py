@@ -24,7 +24,7 @@ from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig, TrainingConfig
 from diminuendo.training.device import device_type
 from diminuendo.training.pretrain_config import PretrainConfig
-from diminuendo.training.two_stages import Source
+from diminuendo.training.removing import Source
 
 log = logging.getLogger(__name__)
 

@@ -61,6 +61,9 @@ def compress(
     out: Out,
     keep: Annotated[str | None, typer.Option(help="params=0.25, params=23.5M, macs=0.3 or macs=1.2G/s.")] = None,
     recipe: Annotated[str, typer.Option(help="A complete configuration; flags override single values.")] = "dphubert",
+    method: Annotated[
+        str | None, typer.Option(help="l0 learns what goes; random, magnitude, taylor and layerdrop do not.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Whose states are learned (default: MODEL).")] = None,
     round_to: Annotated[int | None, typer.Option(help="Kept widths are multiples of this (default 8).")] = None,
     steps: Steps = None,
@@ -99,6 +102,7 @@ def compress(
             CompressConfig,
             settings or (),
             keep=keep,
+            method=method,
             round_to=round_to,
             steps=steps,
             seconds_per_batch=seconds_per_batch,

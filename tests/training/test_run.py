@@ -148,7 +148,7 @@ def test_where_steps_are_long_lines_and_checkpoints_come_by_the_clock(
     with monkeypatch.context() as patch:
         patch.setattr("diminuendo.training.loop.LOG_SECONDS", 0.0)
         patch.setattr("diminuendo.training.loop.CHECKPOINT_SECONDS", 0.0)
-        patch.setattr("diminuendo.training.two_stages.remove", _die)
+        patch.setattr("diminuendo.training.removing.remove", _die)
         with pytest.raises(KeyboardInterrupt):
             compress(teacher_folder, audio_folder, tmp_path / "parts", loop=loop)
     assert len((tmp_path / "parts" / "log.jsonl").read_text().splitlines()) == 12
@@ -267,7 +267,7 @@ def test_a_run_killed_between_its_last_steps_finishes_as_if_it_had_not_been(
         _die()
 
     place, instead = {
-        "before removal": ("two_stages.remove", _die),
+        "before removal": ("removing.remove", _die),
         "before saving": ("compress.save", _die),
         "after saving": ("compress.save", save_and_die),
         "before the checkpoint goes": ("run.Path.unlink", _die),

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from diminuendo.export.huggingface import save
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
-from diminuendo.training import two_stages
+from diminuendo.training import removing, two_stages
 from diminuendo.training.schedules import warm_up_then_decay
 from tiny import compress, tiny_model
 
@@ -51,7 +51,7 @@ def test_a_model_that_is_removed_wrongly_is_not_written(
         name = next(name for name in kept if name.endswith(parameter))
         return {**kept, name: kept[name].flip(0)}
 
-    monkeypatch.setattr(two_stages, "remove", wrongly)
+    monkeypatch.setattr(removing, "remove", wrongly)
     with pytest.raises(RuntimeError, match="is not the gated one"):
         compress(teacher_folder, audio_folder, tmp_path / "small", steps=2, gate_learning_rate=8.0)
     assert not (tmp_path / "small" / "model.safetensors").exists()

@@ -50,7 +50,9 @@ def _stages(subsampling: Any, path: str) -> list[tuple[str, Any, str | None]]:
             here = f"{path}.layers.{i}"
             stages.append((f"{here}.pointwise_conv", layer.pointwise_conv, f"{here}.depthwise_conv"))
         return stages
-    found = [(f"{path}.layers.{i}", layer) for i, layer in enumerate(subsampling.layers) if isinstance(layer, nn.Conv2d)]
+    found = [
+        (f"{path}.layers.{i}", layer) for i, layer in enumerate(subsampling.layers) if isinstance(layer, nn.Conv2d)
+    ]
     return [(*found[0], None), *((*found[i], found[i - 1][0]) for i in range(2, len(found), 2))]
 
 

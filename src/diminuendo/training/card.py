@@ -23,8 +23,7 @@ tags: [diminuendo, speech, compressed]
 | MACs per second of audio | {macs["teacher"]:,.0f} | {macs["student"]:,.0f} | {macs["kept"]:.1%} |
 
 Removing what was selected equals shutting its gates: relative error {result["removal_error"]:.1e}, the largest over
-all hidden states, on real audio. Kept fraction that the learned gates expected before the selection met the budget:
-{result["expected_before_selection"]:.4f}.
+all hidden states, on real audio.{_expected(result)}
 
     import diminuendo
     model = diminuendo.load("this directory")
@@ -61,6 +60,13 @@ to predict clusters of masked frames (HuBERT).
     model = AutoModel.from_pretrained("this directory")
 
 {_settings(config)}"""
+
+
+def _expected(result: Mapping[str, Any]) -> str:
+    if result["method"] != "l0":
+        return ""
+    kept = result["expected_before_selection"]
+    return f" Kept fraction that the learned gates expected before the selection met the budget:\n{kept:.4f}."
 
 
 def _settings(config: Mapping[str, Any]) -> str:

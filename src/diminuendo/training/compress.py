@@ -26,8 +26,9 @@ from diminuendo.training.device import make_accelerator
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
+from diminuendo.training.removing import Source, free_axes
 from diminuendo.training.run import Run, clips_of, fingerprint
-from diminuendo.training.two_stages import Source, TwoStages, free_axes
+from diminuendo.training.two_stages import TwoStages
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
     plain = family_of(source.model).plain(source.model)
-    cost = build_cost_model(plain, free_axes(plain, config.fixed))
+    cost = build_cost_model(plain, free_axes(plain, config.fixed_kinds))
     total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
     check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, cost, total)
@@ -171,20 +172,24 @@ def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
     step = job.stages.time_a_step(device) * config.accumulate
     kept = config.budget.amount(job.total) / job.total
     distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
-    joint = config.ramp * (step + distil_step) / 2 + (1 - config.ramp) * distil_step
+    joint = config.ramp * (step + distil_step) / 2 + (1 - config.ramp) * distil_step if config.learned else distil_step
+    before, after = config.stage_steps
     memory = peak_memory_mb(device)
     memory += 2 * 4 * count_parameters(job.stages.source.model) / 1e6  # Adam's two moments, which one step does not see
     return {
         "seconds_per_step": round(step, 4),
-        "estimated_seconds": round(joint * config.steps + distil_step * config.second_stage_steps, 1),
+        "estimated_seconds": round(joint * before + distil_step * after, 1),
         "estimated_memory_mb": round(memory),
     }
 
 
 def _sentence(measured: Mapping[str, Any], config: CompressConfig) -> str:
+    before, after = config.stage_steps
+    joint = f"{before:,} joint and " if config.learned else ""
+    after += 0 if config.learned else before
     return (
-        f"about {duration_text(measured['estimated_seconds'])} for {config.steps:,} joint and "
-        f"{config.second_stage_steps:,} distillation steps, {measured['estimated_memory_mb']:,} MB (from one step)"
+        f"about {duration_text(measured['estimated_seconds'])} for {joint}{after:,} distillation steps, "
+        f"{measured['estimated_memory_mb']:,} MB (from one step)"
     )
 
 
@@ -198,10 +203,11 @@ def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> d
         **sizes,
         "expected_before_selection": facts["expected_before_selection"],
         "removal_error": facts["removal_error"],
-        "sampling_at_start": facts["sampling_at_start"],
+        "sampling_at_start": facts.get("sampling_at_start"),
         "shape": facts["shape"],
         "full_shape": shape_of(job.stages.family.axes(job.stages.source.model)),
-        "steps": [job.config.steps, job.config.second_stage_steps],
+        "method": job.config.method,
+        "steps": list(job.config.stage_steps),
         "skipped": facts["skipped"],
         "out": str(out),
     }

@@ -10,6 +10,7 @@ from diminuendo.structure.axis import AxisKind
 from diminuendo.training.config import TrainingConfig
 
 Objective = Literal["distillation", "masked_prediction"]
+Method = Literal["l0", "random", "magnitude", "taylor", "layerdrop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class CompressConfig(TrainingConfig):
     """A complete configuration of a compression.
 
     keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
+    method: "l0" learns what goes. The others remove without learning, by chance, by the size of weights, by how far
+    hidden states would move, or whole layers; the steps of both stages then follow in one. rounds: with those, in how
+    many steps the budget is reached; before all but the last a share of `steps` is spent on distilling.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
     a model that `pretrain` has made.
@@ -30,6 +34,8 @@ class CompressConfig(TrainingConfig):
     """
 
     keep: str = "params=0.25"
+    method: Method = "l0"
+    rounds: int = 1
     steps: int = 5000
     distil_steps: int | None = None
     crop_to_shortest: bool = True
@@ -53,6 +59,12 @@ class CompressConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_budget(self.keep)
+        if self.method not in get_args(Method):
+            raise UserError(f"--method {self.method}: expected one of {', '.join(get_args(Method))}")
+        if self.rounds < 1 or (self.rounds > 1 and self.learned):
+            raise UserError(f"rounds {self.rounds}: expected 1, or more with a method that removes without learning")
+        if self.rounds > self.steps:
+            raise UserError(f"rounds {self.rounds}: more than steps, {self.steps}; expected at most one a step")
         if self.round_to < 1:
             raise UserError(f"--round-to must be at least 1, got {self.round_to}")
         for name in ("warm_up", "distil_warm_up", "ramp"):
@@ -83,6 +95,28 @@ class CompressConfig(TrainingConfig):
     @property
     def budget(self) -> Budget:
         return parse_budget(self.keep)
+
+    @property
+    def learned(self) -> bool:
+        """Whether gates learn what goes."""
+        return self.method == "l0"
+
+    @property
+    def fixed_kinds(self) -> frozenset[str]:
+        """Kinds of axes that the method leaves as they are."""
+        by_method = set(get_args(AxisKind)) - {"sublayer"} if self.method == "layerdrop" else set()
+        return frozenset(self.fixed) | by_method
+
+    @property
+    def round_steps(self) -> int:
+        """Steps after every round of removal but the last."""
+        return 0 if self.learned else self.steps // self.rounds
+
+    @property
+    def stage_steps(self) -> tuple[int, int]:
+        """Steps until the last removal, and after it."""
+        before = self.steps if self.learned else self.round_steps * (self.rounds - 1)
+        return before, self.steps + self.second_stage_steps - before
 
     @property
     def second_stage_steps(self) -> int:

@@ -16,9 +16,9 @@ from diminuendo.training.config import LoopConfig, TrainingConfig
 from diminuendo.training.kernels import choose_attention
 from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.objective import DistillationObjective
+from diminuendo.training.removing import Source
 from diminuendo.training.run import Run, clips_of, fingerprint
 from diminuendo.training.schedules import warm_up_then_decay
-from diminuendo.training.two_stages import Source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,35 +11,24 @@ from lhotse import CutSet
 from torch import nn
 
 from diminuendo.data.batching import Batch, look_at_one
-from diminuendo.distillation.hidden import HiddenDistillation, valid_frames
-from diminuendo.families import Model, build, family_of, model_inputs
+from diminuendo.distillation.hidden import HiddenDistillation
+from diminuendo.families import Model, family_of
 from diminuendo.pruning.budget import select, selected_cost
-from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach, plain_state
-from diminuendo.pruning.removal import remove
-from diminuendo.structure.axis import Axis
+from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach
 from diminuendo.structure.cost import CostModel
-from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.kernels import choose_attention, convolution_chosen
 from diminuendo.training.loop import Group, Loop, Stage
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.own_prediction import own_prediction
+from diminuendo.training.removing import Source, free_axes, remove_and_compare, removed_again
 from diminuendo.training.schedules import constant, warm_up_then_decay
+from diminuendo.training.unlearned import remove_in_rounds
 
 log = logging.getLogger(__name__)
 
-REMOVAL_TOLERANCE = 1e-4
 OFF_BUDGET = 0.02
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model with its feature extractor, and the directory or hub id they came from, if any."""
-
-    model: Model
-    extractor: Any
-    name: str | None = None
 
 
 class TwoStages:
@@ -78,7 +66,9 @@ class TwoStages:
         # Gates are attached on the CPU: there they have their first values.
         config, student = self.config, self.family.plain(self.source.model).cpu()
         rates = {"neurons": config.neuron_drop_rate or config.drop_rate}
-        gates = Gates(free_axes(student, config.fixed), drop_rate=config.drop_rate, drop_rates=rates, seed=config.seed)
+        gates = Gates(
+            free_axes(student, config.fixed_kinds), drop_rate=config.drop_rate, drop_rates=rates, seed=config.seed
+        )
         objective = self._objective(student, device)
         attach(student, gates)
         return JointObjective(
@@ -95,8 +85,10 @@ class TwoStages:
 
     def first(self, trainer: Loop) -> Model:
         """The removed model; `carried` has what the second stage and the result have to know of the first."""
+        if not self.config.learned:
+            return remove_in_rounds(self, trainer)
         if trainer.resumed_stage == "distil":
-            return self._removed_again(trainer.carried)
+            return removed_again(self.source, trainer.carried["shape"], self.config.fixed_kinds)
         objective, config = self._joint_objective(trainer.accelerator.device), self.config
         at_start = self._sampling_at_start(objective)
         weights = _trained(objective.objective)
@@ -140,25 +132,14 @@ class TwoStages:
         return seconds
 
     def _remove(self, objective: JointObjective) -> tuple[Model, dict[str, Any]]:
-        config, gates, student = self.config, objective.gates, objective.student
+        config, gates = self.config, objective.gates
         with torch.no_grad():
             expected = float(objective.expected_kept())
         scores = {axis.name: gates.log_alpha.detach()[gates.of(axis.name)].cpu() for axis in gates.axes}
         selection = select(self.cost, config.budget, self.total, scores, config.round_to)
-        whole = shape_of(self.family.axes(student))
-        shape: Shape = {**whole, **shape_before(self.source.model), **shape_of(gates.axes, selection)}
-        error = 0.0
         # First with gates of 1: of a member that was kept though shut, a wrong weight would hardly be seen.
-        for floor in (1.0, KEPT_GATE_FLOOR):
-            gates.evaluate(selection, floor)
-            state = remove(gates.axes, plain_state(student), selection)
-            removed = build(self.source.model, shape, state)
-            error = max(error, removal_error(removed, student, self.source.extractor, self.check_batch))
-            if not error < REMOVAL_TOLERANCE:
-                raise RuntimeError(
-                    f"the removed model is not the gated one: relative error {error:.2e}, allowed "
-                    f"{REMOVAL_TOLERANCE:g}; no model was written, please report this"
-                )
+        floors = (1.0, KEPT_GATE_FLOOR)
+        removal = remove_and_compare(self.source, objective.student, gates, selection, floors, self.check_batch)
         kept = selected_cost(self.cost, config.budget.kind, selection) / self.total
         if expected - kept > OFF_BUDGET:
             log.warning(
@@ -172,23 +153,12 @@ class TwoStages:
                 "the gates would keep %.3f; the selection opens the best of what is shut, up to %.3f", expected, kept
             )
         facts = {
-            "shape": shape,
+            "shape": removal.shape,
             "expected_before_selection": expected,
-            "removal_error": error,
-            "heads": {name: value.detach().cpu() for name, value in _heads(objective.objective).items()},
+            "removal_error": removal.error,
+            "heads": _heads(objective.objective),
         }
-        return removed, facts
-
-    def _removed_again(self, facts: Mapping[str, Any]) -> Model:
-        """A model of the removed shape, whose weights the second stage's checkpoint brings."""
-        plain = self.family.plain(self.source.model)
-        axes = free_axes(plain, self.config.fixed)
-        shape = facts["shape"]
-        # Which members stay matters for sizes only: the checkpoint holds their weights.
-        selection = {axis.name: _any_members(axis.size, shape[axis.name]) for axis in axes}
-        state = remove(axes, dict(plain.state_dict()), selection)
-        state = {name: value.clone() for name, value in state.items()}
-        return build(self.source.model, shape, state)
+        return removal.model, facts
 
     @cached_property
     def check_batch(self) -> Batch:
@@ -197,21 +167,34 @@ class TwoStages:
         settings = replace(settings, seconds_per_batch=min(30.0, max(settings.seconds_per_batch, settings.max_seconds)))
         return look_at_one(self.cuts, settings)
 
+    def recover(self, trainer: Loop, removed: Model, name: str, order: int) -> None:
+        """Distils what is left after one of several rounds of removal, in place."""
+        objective = self._objective_again(trainer, removed)
+        self._distil(trainer, objective, name, self.config.round_steps, offset=order * self.config.round_steps)
+        trainer.carried["heads"] = _heads(objective)
+
     def second(self, trainer: Loop, removed: Model) -> None:
         """Goes on with the removed model, in place, and says in `carried` what was skipped so far."""
-        objective = self._objective(removed, trainer.accelerator.device)
-        objective.load_state_dict({**objective.state_dict(), **trainer.carried["heads"]})
-        if self.config.second_stage_steps:
-            self._distil(trainer, objective)
+        objective = self._objective_again(trainer, removed)
+        before, steps = self.config.stage_steps
+        if steps:
+            self._distil(trainer, objective, "distil", steps, offset=before)
         if isinstance(objective, DistillationObjective):
             self._fold_map(removed, objective.distillation)
 
-    def _distil(self, trainer: Loop, objective: nn.Module) -> None:
-        config, steps = self.config, self.config.second_stage_steps
+    def _objective_again(self, trainer: Loop, removed: Model) -> DistillationObjective | MaskedPrediction:
+        """What a removed model minimises, from where the stage before left off."""
+        objective = self._objective(removed, trainer.accelerator.device)
+        objective.load_state_dict({**objective.state_dict(), **trainer.carried["heads"]})
+        return objective
+
+    def _distil(self, trainer: Loop, objective: nn.Module, name: str, steps: int, offset: int) -> None:
+        config = self.config
         schedule = warm_up_then_decay(steps, config.distil_warm_up)
         group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
-        stage = Stage("distil", steps, objective, [group], offset=config.steps)
-        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest, order=1)
+        stage = Stage(name, steps, objective, [group], offset=offset)
+        order = 1 if name == "distil" else 2 + offset  # apart from the batches of other stages
+        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest, order=order)
         trainer.carried["skipped"] = skipped
 
     @torch.no_grad()
@@ -236,39 +219,5 @@ def _trained(*modules: nn.Module) -> list[nn.Parameter]:
 
 def _heads(objective: nn.Module) -> dict[str, torch.Tensor]:
     """What an objective has beside its student."""
-    return {name: value for name, value in objective.state_dict().items() if not name.startswith("student.")}
-
-
-def free_axes(model: Model, fixed: Collection[str]) -> tuple[Axis, ...]:
-    """The axes that may shrink: those of other kinds than `fixed`."""
-    free = [axis for axis in family_of(model).axes(model) if axis.kind not in fixed]
-    names = {axis.name for axis in free}
-    return tuple(axis if axis.parent in names else replace(axis, parent=None) for axis in free)
-
-
-def shape_before(model: Model) -> Shape:
-    """The shape of a model that was compressed before; nothing for any other."""
-    shape: Shape = dict(getattr(model.config, "diminuendo", {}).get("shape", {}))
-    return shape
-
-
-def _any_members(size: int, kept: int | list[int]) -> torch.Tensor:
-    count = kept if isinstance(kept, int) else len(kept)
-    return torch.arange(size) < count
-
-
-@torch.inference_mode()
-def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) -> float:
-    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32."""
-    family, device = family_of(gated), gated.device
-    lengths = batch.lengths.to(device)
-    inputs = model_inputs(extractor, batch.waveforms.to(device), lengths)
-    # TensorFloat-32, on by default in convolutions on GPUs, has a relative precision of 1e-3.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        states = family.hidden_states(removed.to(device), inputs), family.hidden_states(gated, inputs)
-    valid = None
-    errors = []
-    for a, b in zip(*states, strict=True):
-        valid = valid_frames(family.frame_lengths(gated, lengths), b.shape[1]) if valid is None else valid
-        errors.append(float((a - b)[valid].norm() / b[valid].norm()))
-    return max(errors)
+    state = objective.state_dict()
+    return {name: value.detach().cpu() for name, value in state.items() if not name.startswith("student.")}

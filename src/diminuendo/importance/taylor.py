@@ -1,0 +1,52 @@
+"""Importance of a member by how far the hidden states move, to first order, when it goes.
+
+The published criterion (Molchanov et al. 2017, arXiv 1611.06440) is the change of the loss: the gradient with respect
+to a member's gate. Of a model that is its own teacher the distillation loss has no gradient. So ours is the change of
+what that loss compares, the hidden states h: the length of dh/dz, estimated by gradients of r . h for random r, which
+have it as their root mean square.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diminuendo.importance.ranks import Scores, by_member, ranked
+from diminuendo.structure.axis import Axis
+
+
+def taylor(
+    axes: Sequence[Axis],
+    model: nn.Module,
+    states_of: Iterable[Callable[[], Sequence[Float[Tensor, "frames dim"]]]],
+    seed: int = 0,
+) -> Scores:
+    """The rank of a member in its axis by the length of the hidden states' gradient with respect to its gate.
+
+    states_of: for some batches, what gives the hidden states of valid frames; all of them count alike, whatever their
+    scale. The gradient with respect to a gate of 1 is the sum of weight times gradient over what the gate multiplies.
+    """
+    squares = {axis.name: torch.zeros(axis.size) for axis in axes if axis.kind != "sublayer"}
+    weights = {piece.parameter: model.get_parameter(piece.parameter) for axis in axes for piece in axis.gates}
+    generator = torch.Generator().manual_seed(seed)
+    for states in states_of:
+        total = torch.zeros(())
+        for state in states():
+            direction = torch.randn(state.shape, generator=generator).to(state.device)
+            total = total.to(state.device) + (direction * state).sum() / state.detach().norm()
+        found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        products = {
+            name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
+            for (name, weight), gradient in zip(weights.items(), found, strict=True)
+        }
+        for axis in axes:
+            if axis.name not in squares:
+                continue
+            change = torch.zeros(axis.size)
+            for piece in axis.gates:
+                assert piece.dim is not None
+                owner = piece.members(axis.size, products[piece.parameter].shape[piece.dim])
+                change += by_member(axis, piece.dim, owner, products[piece.parameter])
+            squares[axis.name] += change.square()
+    return ranked(axes, lambda axis: squares[axis.name])

@@ -1,0 +1,103 @@
+"""Removal as training does it: a gated model and a smaller one, compared on real audio before anyone relies on it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from diminuendo.data.batching import Batch
+from diminuendo.distillation.hidden import valid_frames
+from diminuendo.families import Model, build, family_of, model_inputs
+from diminuendo.pruning.gating import Gates, plain_state
+from diminuendo.pruning.removal import remove
+from diminuendo.structure.axis import Axis, Selection
+from diminuendo.structure.shape import Shape, shape_of
+
+REMOVAL_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with its feature extractor, and the directory or hub id they came from, if any."""
+
+    model: Model
+    extractor: Any
+    name: str | None = None
+
+
+def free_axes(model: Model, fixed: Collection[str]) -> tuple[Axis, ...]:
+    """The axes that may shrink: those of other kinds than `fixed`."""
+    free = [axis for axis in family_of(model).axes(model) if axis.kind not in fixed]
+    names = {axis.name for axis in free}
+    return tuple(axis if axis.parent in names else replace(axis, parent=None) for axis in free)
+
+
+def shape_before(model: Model) -> Shape:
+    """The shape of a model that was compressed before; nothing for any other."""
+    shape: Shape = dict(getattr(model.config, "diminuendo", {}).get("shape", {}))
+    return shape
+
+
+@dataclass(frozen=True)
+class Removal:
+    """error: the largest relative difference from the gated model, over all hidden states."""
+
+    model: Model
+    shape: Shape
+    error: float
+
+
+def remove_and_compare(
+    source: Source, gated: Model, gates: Gates, selection: Selection, floors: Collection[float], batch: Batch
+) -> Removal:
+    """What is left of `gated` (a plain copy of the source's model, under `gates`) when only a selection stays.
+
+    floors: of what stays, gates are at least this; the last is how the model comes out, all are compared with the gated
+    one. RuntimeError if they differ.
+    """
+    whole = shape_of(family_of(gated).axes(gated))
+    shape: Shape = {**whole, **shape_before(source.model), **shape_of(gates.axes, selection)}
+    error, removed = 0.0, None
+    for floor in floors:
+        gates.evaluate(selection, floor)
+        removed = build(source.model, shape, remove(gates.axes, plain_state(gated), selection))
+        error = max(error, removal_error(removed, gated, source.extractor, batch))
+        if not error < REMOVAL_TOLERANCE:
+            raise RuntimeError(
+                f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
+                "no model was written, please report this"
+            )
+    return Removal(removed, shape, error)
+
+
+def removed_again(source: Source, shape: Shape, fixed: Collection[str]) -> Model:
+    """A model of a shape that was removed before, for a checkpoint to fill."""
+    plain = family_of(source.model).plain(source.model)
+    axes = free_axes(plain, fixed)
+    # Which members stay matters for sizes only: the checkpoint holds their weights.
+    selection = {axis.name: _any_members(axis.size, shape[axis.name]) for axis in axes}
+    state = remove(axes, dict(plain.state_dict()), selection)
+    return build(source.model, shape, {name: value.clone() for name, value in state.items()})
+
+
+def _any_members(size: int, kept: int | list[int]) -> torch.Tensor:
+    count = kept if isinstance(kept, int) else len(kept)
+    return torch.arange(size) < count
+
+
+@torch.inference_mode()
+def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) -> float:
+    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32."""
+    family, device = family_of(gated), gated.device
+    lengths = batch.lengths.to(device)
+    inputs = model_inputs(extractor, batch.waveforms.to(device), lengths)
+    # TensorFloat-32, on by default in convolutions on GPUs, has a relative precision of 1e-3.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        states = family.hidden_states(removed.to(device), inputs), family.hidden_states(gated, inputs)
+    valid = None
+    errors = []
+    for a, b in zip(*states, strict=True):
+        valid = valid_frames(family.frame_lengths(gated, lengths), b.shape[1]) if valid is None else valid
+        errors.append(float((a - b)[valid].norm() / b[valid].norm()))
+    return max(errors)
