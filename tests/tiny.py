@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Data2VecAudioConfig,
+    Data2VecAudioForCTC,
+    Data2VecAudioModel,
     HubertConfig,
     HubertForCTC,
     HubertModel,
@@ -32,11 +35,14 @@ CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model, Wav2Vec2ForCTC),
     "unispeech-sat": (UniSpeechSatConfig, UniSpeechSatModel, UniSpeechSatForCTC),
     "wavlm": (WavLMConfig, WavLMModel, WavLMForCTC),
+    "data2vec-audio": (Data2VecAudioConfig, Data2VecAudioModel, Data2VecAudioForCTC),
 }
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-STYLES = {"base": BASE, "large": LARGE}
-VARIANTS = [(family, style) for family in CLASSES for style in STYLES]
+STACKED = {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 8, "conv_bias": True}
+STYLES = {"base": BASE, "large": LARGE, "stacked": STACKED}
+STYLES_OF = {family: ("stacked",) if family == "data2vec-audio" else ("base", "large") for family in CLASSES}
+VARIANTS = [(family, style) for family, styles in STYLES_OF.items() for style in styles]
 
 
 def tiny_config(family: str = "hubert", style: str = "base", **changes: Any) -> Any:

@@ -94,6 +94,11 @@ COVERING = [
     ("unispeech-sat", "large", "sublayer", "every sublayer of a layer"),
     ("hubert", "base", "channels", "everything that may"),
     ("hubert", "large", "channels", "everything that may"),
+    ("data2vec-audio", "stacked", "channels", "some"),
+    ("data2vec-audio", "stacked", "groups", "some"),
+    ("data2vec-audio", "stacked", "groups", "minimum"),
+    ("data2vec-audio", "stacked", "sublayer", "every sublayer of a layer"),
+    ("data2vec-audio", "stacked", "channels", "everything that may"),
 ]
 
 
@@ -121,6 +126,8 @@ MIXED: list[tuple[str, str, dict[str, Any]]] = [
     ("wav2vec2", "large", {"adapter_attn_dim": 6}),
     ("wav2vec2", "large", {"add_adapter": True, "output_hidden_size": 24}),
     ("unispeech-sat", "base", {"conv_bias": True, "num_hidden_layers": 1}),
+    ("data2vec-audio", "stacked", {"num_conv_pos_embeddings": 1, "conv_pos_kernel_size": 7, "conv_bias": False}),
+    ("data2vec-audio", "stacked", {"do_stable_layer_norm": True}),  # nothing reads it
 ]
 
 
@@ -140,12 +147,13 @@ def test_removing_equals_gating_in_mixed_styles_everywhere(
     check(family, style, kind, edge, **changes)
 
 
-@pytest.mark.parametrize("style", ["base", "large"])
+@pytest.mark.parametrize(("family", "style"), [("hubert", "base"), ("hubert", "large"), ("data2vec-audio", "stacked")])
 @pytest.mark.parametrize(("first", "second"), [("some", "some"), ("everything that may", "one"), ("minimum", "some")])
-def test_removing_again_from_a_removed_model_equals_gating_it(style: str, first: str, second: str) -> None:
-    _, once, _, _ = gated_and_removed(tiny_model("hubert", style), "groups" if first == "some" else "heads", first)
-    gated, twice, expected, family = gated_and_removed(once, "groups" if second == "some" else "neurons", second)
-    assert max(relative_errors(family, twice, gated, torch.tensor([8000, 5000]))) < 1e-5
+def test_removing_again_from_a_removed_model_equals_gating_it(family: str, style: str, first: str, second: str) -> None:
+    model = tiny_model(family, style)
+    _, once, _, _ = gated_and_removed(model, "groups" if first == "some" else "heads", first)
+    gated, twice, expected, its = gated_and_removed(once, "groups" if second == "some" else "neurons", second)
+    assert max(relative_errors(its, twice, gated, torch.tensor([8000, 5000]))) < 1e-5
     assert expected == sum(p.numel() for p in twice.parameters())
 
 
@@ -158,8 +166,9 @@ def test_a_recogniser_keeps_its_head() -> None:
     assert torch.equal(removed.lm_head.weight, model.lm_head.weight)
 
 
-def test_a_plain_copy_leaves_the_original_as_it_was() -> None:
-    model = tiny_model("hubert", "base")
+@pytest.mark.parametrize(("name", "style"), [("hubert", "base"), ("data2vec-audio", "stacked")])
+def test_a_plain_copy_leaves_the_original_as_it_was(name: str, style: str) -> None:
+    model = tiny_model(name, style)
     family = family_of(model)
     with torch.inference_mode():
         before = model(audio()).last_hidden_state

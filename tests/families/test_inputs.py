@@ -9,7 +9,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from conformance.test_removal import gated_and_removed
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.families import family_of, model_inputs
-from tiny import CLASSES, VARIANTS, audio, tiny_model
+from tiny import CLASSES, STYLES_OF, VARIANTS, audio, tiny_model
 
 # The mixed ones exist: wav2vec2-large-960h has the group norm at width 1024, some models the layer norm and post-norm.
 STYLES = {
@@ -19,6 +19,7 @@ STYLES = {
     "layer norm, pre-norm": {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
     "adapter in every layer": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "adapter_attn_dim": 6},
 }
+WITH_THEM = [family for family in CLASSES if "large" in STYLES_OF[family]]
 
 
 def padded(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +46,8 @@ def test_there_is_no_attention_mask_where_nothing_is_padded() -> None:
     assert "attention_mask" not in model_inputs(Wav2Vec2FeatureExtractor(), *padded([5000, 5000]))
 
 
-@pytest.mark.parametrize("family", CLASSES)
+# Not Data2Vec: of its stacked positional convolutions all but the first hear what the one before wrote into padding.
+@pytest.mark.parametrize("family", WITH_THEM)
 @pytest.mark.parametrize("do_normalize", [True, False])
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_padding_does_not_change_the_loss(family: str, do_normalize: bool, pre_norm: bool) -> None:
@@ -100,13 +102,14 @@ def check_hidden_states(model: Any) -> None:
     # Theirs is before the final norm of pre-norm models, ours after it, as the last_hidden_state is.
     with torch.inference_mode():
         normed = encoder.encoder.layer_norm(full.hidden_states[-1])
-    assert torch.equal(got[-1], normed if model.config.do_stable_layer_norm else full.hidden_states[-1])
+    pre_norm = getattr(model.config, "do_stable_layer_norm", False)
+    assert torch.equal(got[-1], normed if pre_norm else full.hidden_states[-1])
     if not getattr(model.config, "add_adapter", False):
         assert torch.equal(got[-1], full.last_hidden_state)
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", WITH_THEM)
 def test_hidden_states_equal_those_of_transformers(family: str, style: str) -> None:
     check_hidden_states(tiny_model(family, "large", **STYLES[style]))
 

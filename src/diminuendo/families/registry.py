@@ -1,13 +1,14 @@
 """Which family a model belongs to."""
 
 from diminuendo.errors import UserError
+from diminuendo.families.data2vec import DATA2VEC_AUDIO
 from diminuendo.families.family import Family, Model
 from diminuendo.families.wav2vec2 import HUBERT, UNISPEECH_SAT, WAV2VEC2
 from diminuendo.families.wavlm import WAVLM
 
 FAMILIES: dict[str, Family] = {
     architecture.model_types[0]: family
-    for family in (HUBERT, WAV2VEC2, UNISPEECH_SAT, WAVLM)
+    for family in (HUBERT, WAV2VEC2, UNISPEECH_SAT, WAVLM, DATA2VEC_AUDIO)
     for architecture in family.architectures
 }
 _RAGGED = {architecture.model_types[1]: family for family in FAMILIES.values() for architecture in family.architectures}

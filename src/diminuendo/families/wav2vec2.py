@@ -9,7 +9,7 @@ convolution's parameters and of its work.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,29 +96,38 @@ def _attention_axes(layer: Any, name: str, prefix: str, norm: tuple[Slice, ...])
 AttentionAxes = Callable[[Any, str, str, tuple[Slice, ...]], Iterator[Axis]]
 
 
-def axes(model: Model, attention_axes: AttentionAxes = _attention_axes) -> tuple[Axis, ...]:
-    """The axes of an encoder or of the recogniser around it, in the order of the signal."""
-    base, prefix = encoder_in(model)
-    found = [*front_end_axes(base, prefix), *positional_axis(base, prefix)]
+def layer_axes(
+    base: Any, prefix: str, pre_norm: bool, attention_axes: AttentionAxes = _attention_axes
+) -> Iterator[Axis]:
     for i, layer in enumerate(base.encoder.layers):
         name = f"encoder.layers.{i}"
         norms: tuple[tuple[Slice, ...], tuple[Slice, ...]] = ((), ())
-        if base.config.do_stable_layer_norm:  # pre-norm: the norm before a sublayer goes with it
+        if pre_norm:  # the norm before a sublayer goes with it
             norms = (
                 whole(layer.layer_norm, f"{prefix}{name}.layer_norm"),
                 whole(layer.final_layer_norm, f"{prefix}{name}.final_layer_norm"),
             )
-        found += attention_axes(layer, f"{name}.attention", prefix, norms[0])
-        found += feed_forward_axes(
+        yield from attention_axes(layer, f"{name}.attention", prefix, norms[0])
+        yield from feed_forward_axes(
             layer.feed_forward, f"{name}.feed_forward", prefix, "intermediate_dense", "output_dense", norms[1]
         )
-    return tuple(found)
+
+
+def axes(model: Model, attention_axes: AttentionAxes = _attention_axes) -> tuple[Axis, ...]:
+    """The axes of an encoder or of the recogniser around it, in the order of the signal."""
+    base, prefix = encoder_in(model)
+    layers = layer_axes(base, prefix, base.config.do_stable_layer_norm, attention_axes)
+    return (*front_end_axes(base, prefix), *positional_axis(base, prefix), *layers)
 
 
 def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:
+    return attention_products(model, axes(model), frames, seconds)
+
+
+def attention_products(model: Model, axes: Sequence[Axis], frames: int, seconds: float) -> tuple[Product, ...]:
     """Queries times keys, and weights times values: frames x frames x head width each, for every head."""
     head_dim = model.config.hidden_size // model.config.num_attention_heads
-    heads = [axis for axis in axes(model) if axis.kind == "heads"]
+    heads = [axis for axis in axes if axis.kind == "heads"]
     return tuple(attention_product(axis, 2.0 * frames * head_dim, frames, seconds) for axis in heads)
 
 

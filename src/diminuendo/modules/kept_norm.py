@@ -31,7 +31,9 @@ class KeptLayerNorm(nn.LayerNorm):
             variance = centred.square().sum(-1, keepdim=True) / count
             normed = centred * torch.rsqrt(variance + self.eps)
             if self.elementwise_affine:
-                normed = normed * self.weight + self.bias * mask
+                normed = normed * self.weight
+            if self.bias is not None:
+                normed = normed + self.bias * mask
         # As the ordinary norm, which under CUDA's autocast gives fp32.
         return normed if hidden.is_cuda and torch.is_autocast_enabled("cuda") else normed.to(hidden.dtype)
 

@@ -32,13 +32,32 @@ from .ragged import (
 )
 
 
-class KeptGroupsPositionalConv(nn.Module):
-    """The positional convolution with some of its groups: it reads and writes only their channels."""
+class KeptGroups(nn.Module):
+    """A positional embedding with some of its groups of channels: it reads and writes only those."""
 
-    def __init__(self, stock: nn.Module, kept: list[int]) -> None:
+    def __init__(self, num_groups: int, kept: list[int]) -> None:
         super().__init__()
+        self.num_groups, self.kept = num_groups, kept
+
+    def embed(self, read: Tensor) -> Tensor:
+        """Of the kept groups' channels, [batch, channels, frames], as many."""
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.kept:
+            return torch.zeros_like(hidden)
+        batch, frames, width = hidden.shape
+        groups = hidden.transpose(1, 2).reshape(batch, self.num_groups, width // self.num_groups, frames)
+        written = self.embed(groups[:, self.kept].flatten(1, 2))
+        out = torch.zeros_like(groups, dtype=written.dtype)
+        out[:, self.kept] = written.unflatten(1, (len(self.kept), -1))
+        return out.flatten(1, 2).transpose(1, 2)
+
+
+class KeptGroupsPositionalConv(KeptGroups):
+    def __init__(self, stock: nn.Module, kept: list[int]) -> None:
         conv: Any = stock.conv
-        self.num_groups, self.kept = conv.groups, kept
+        super().__init__(conv.groups, kept)
         self.batch_norm: nn.Module | None = None
         self.padding: Any = stock.padding
         self.activation: Any = stock.activation
@@ -48,18 +67,10 @@ class KeptGroupsPositionalConv(nn.Module):
                 self.batch_norm = nn.BatchNorm1d(width)
             self.conv = nn.Conv1d(width, width, conv.kernel_size[0], padding=conv.padding[0], groups=len(kept))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        if not self.kept:
-            return torch.zeros_like(hidden)
-        batch, frames, width = hidden.shape
-        groups = hidden.transpose(1, 2).reshape(batch, self.num_groups, width // self.num_groups, frames)
-        read = groups[:, self.kept].flatten(1, 2)
+    def embed(self, read: Tensor) -> Tensor:
         if self.batch_norm is not None:
             read = self.batch_norm(read)
-        written = self.activation(self.padding(self.conv(read)))
-        out = torch.zeros_like(groups, dtype=written.dtype)
-        out[:, self.kept] = written.unflatten(1, (len(self.kept), -1))
-        return out.flatten(1, 2).transpose(1, 2)
+        return self.activation(self.padding(self.conv(read)))  # type: ignore[no-any-return]
 
 
 def shrink_front_end(base: Any, shape: Shape) -> None:

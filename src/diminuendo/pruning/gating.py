@@ -156,10 +156,13 @@ class Gates(nn.Module):
         """
         return not axis.norms or self.values.device.type == "cuda"
 
-    def is_open(self, axis: str) -> Bool[Tensor, " present"]:
-        """Of an axis's members that take part: which have a gate above 0. On the CPU, where a norm decides by it."""
+    def is_open(self, axis: str, block: int = 1) -> Bool[Tensor, " entries"]:
+        """Of an axis's members that take part: which have a gate above 0. On the CPU, where a norm decides by it.
+
+        block: how many entries in a row each member owns.
+        """
         members = self.of(axis)
-        return torch.from_numpy(self._opened[members][self.present[members]])
+        return torch.from_numpy(self._opened[members][self.present[members]].repeat(block))
 
     @torch.no_grad()
     def clamp(self) -> None:
@@ -223,7 +226,8 @@ def attach(model: nn.Module, gates: Gates) -> None:
             touch = _Touch(piece.dim, gates.layout(axis.name, owner), gated)
             touches.setdefault(piece.parameter, []).append(touch)
         for path in axis.norms:
-            _replace(model, path, partial(KeptLayerNorm, kept=partial(gates.is_open, axis.name)))
+            block = _width(model.get_submodule(path)) // axis.size
+            _replace(model, path, partial(KeptLayerNorm, kept=partial(gates.is_open, axis.name, block)))
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.GroupNorm) and f"{path}.weight" in touches:
             _replace(model, path, KeptGroupNorm)
@@ -231,6 +235,11 @@ def attach(model: nn.Module, gates: Gates) -> None:
     for name, found in touches.items():
         path, leaf = _split(name)
         parametrize.register_parametrization(model.get_submodule(path), leaf, _Gated(gates, found))
+
+
+def _width(norm: nn.Module) -> int:
+    assert isinstance(norm, nn.LayerNorm), type(norm)
+    return norm.normalized_shape[0]
 
 
 def _replace(model: nn.Module, path: str, new: Callable[[Any], nn.Module]) -> None:

@@ -1,0 +1,56 @@
+"""Data2Vec audio with a size of its own for every layer."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Data2VecAudioConfig, Data2VecAudioForCTC, Data2VecAudioModel
+
+from .ragged import Ragged, RaggedConfig, Shape, shrink_feed_forward
+from .ragged_wav2vec2 import KeptGroups, shrink_attention, shrink_front_end
+
+
+class KeptGroupsPositionalStack(KeptGroups):
+    """The positional convolutions with some of their groups, the same ones in all; norms run over their channels.
+
+    The last norm has a weight, unlike the stock one: there the gates were.
+    """
+
+    def __init__(self, stock: nn.Module, kept: list[int]) -> None:
+        layers: Any = stock.layers
+        super().__init__(layers[0].conv.groups, kept)
+        self.layers = layers = layers if kept else nn.ModuleList()
+        for layer in layers:
+            conv, width = layer.conv, layer.conv.out_channels // self.num_groups * len(kept)
+            layer.conv = nn.Conv1d(width, width, conv.kernel_size[0], padding=conv.padding[0], groups=len(kept))
+            weighted = layer is layers[-1]
+            layer.layer_norm = nn.LayerNorm(width, layer.layer_norm.eps, elementwise_affine=weighted, bias=False)
+
+    def embed(self, read: Tensor) -> Tensor:
+        for layer in self.layers:
+            read = layer(read)
+        return read
+
+
+class _Ragged(Ragged):
+    def shrink(self, shape: Shape) -> None:
+        base = self.encoder_inside
+        shrink_front_end(base, shape)
+        positional = base.encoder.pos_conv_embed
+        base.encoder.pos_conv_embed = KeptGroupsPositionalStack(positional, shape["encoder.pos_conv_embed.groups"])
+        for i, layer in enumerate(base.encoder.layers):
+            name = f"encoder.layers.{i}"
+            shrink_attention(layer, name, shape)
+            shrink_feed_forward(layer, "feed_forward", name, shape, "intermediate_dense", "output_dense")
+
+
+class RaggedData2VecAudioConfig(RaggedConfig, Data2VecAudioConfig):
+    model_type = "diminuendo_data2vec_audio"
+    sentinel = "conv_dim"
+
+
+class RaggedData2VecAudioModel(_Ragged, Data2VecAudioModel):
+    config_class = RaggedData2VecAudioConfig
+
+
+class RaggedData2VecAudioForCTC(_Ragged, Data2VecAudioForCTC):
+    config_class = RaggedData2VecAudioConfig
