@@ -13,6 +13,9 @@ from transformers import (
     UniSpeechSatForCTC,
     UniSpeechSatModel,
     Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2ConformerForCTC,
+    Wav2Vec2ConformerModel,
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
     WavLMConfig,
@@ -32,10 +35,17 @@ CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model, Wav2Vec2ForCTC),
     "unispeech-sat": (UniSpeechSatConfig, UniSpeechSatModel, UniSpeechSatForCTC),
     "wavlm": (WavLMConfig, WavLMModel, WavLMForCTC),
+    "wav2vec2-conformer": (Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel, Wav2Vec2ConformerForCTC),
 }
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 STYLES = {"base": BASE, "large": LARGE}
+CONFORMER_STYLES = {
+    "base": {"feat_extract_norm": "group", "conv_bias": False, "position_embeddings_type": "relative"},
+    "large": {"feat_extract_norm": "layer", "conv_bias": True, "position_embeddings_type": "rotary"},
+}
+TRANSFORMERS = [family for family in CLASSES if "conformer" not in family]
+TRANSFORMER_VARIANTS = [(family, style) for family in TRANSFORMERS for style in STYLES]
 VARIANTS = [(family, style) for family in CLASSES for style in STYLES]
 
 
@@ -49,7 +59,7 @@ def tiny_config(family: str = "hubert", style: str = "base", **changes: Any) -> 
         "num_conv_pos_embeddings": 8,
         "num_conv_pos_embedding_groups": 4,
         "vocab_size": 11,
-        **STYLES[style],
+        **(STYLES[style] if family in TRANSFORMERS else {"conv_depthwise_kernel_size": 5, **CONFORMER_STYLES[style]}),
         **changes,
     }
     return CLASSES[family][0](**values)
@@ -66,6 +76,9 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
             elif parameter.dim() == 2:
                 parameter *= 5  # else frames are nearly alike, and attention is, whatever it looks for
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer += 0.3 * torch.rand(buffer.shape, generator=generator)
     return model
 
 

@@ -94,6 +94,13 @@ COVERING = [
     ("unispeech-sat", "large", "sublayer", "every sublayer of a layer"),
     ("hubert", "base", "channels", "everything that may"),
     ("hubert", "large", "channels", "everything that may"),
+    ("wav2vec2-conformer", "base", "channels", "some"),
+    ("wav2vec2-conformer", "large", "channels", "minimum"),
+    ("wav2vec2-conformer", "base", "heads", "some"),
+    ("wav2vec2-conformer", "large", "heads", "some"),
+    ("wav2vec2-conformer", "large", "heads", "minimum"),
+    ("wav2vec2-conformer", "large", "sublayer", "some"),
+    ("wav2vec2-conformer", "base", "channels", "everything that may"),
 ]
 
 
@@ -121,6 +128,7 @@ MIXED: list[tuple[str, str, dict[str, Any]]] = [
     ("wav2vec2", "large", {"adapter_attn_dim": 6}),
     ("wav2vec2", "large", {"add_adapter": True, "output_hidden_size": 24}),
     ("unispeech-sat", "base", {"conv_bias": True, "num_hidden_layers": 1}),
+    ("wav2vec2-conformer", "base", {"position_embeddings_type": None, "add_adapter": True, "output_hidden_size": 24}),
 ]
 
 

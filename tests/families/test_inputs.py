@@ -9,7 +9,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from conformance.test_removal import gated_and_removed
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.families import family_of, model_inputs
-from tiny import CLASSES, VARIANTS, audio, tiny_model
+from tiny import TRANSFORMERS, VARIANTS, audio, tiny_model
 
 # The mixed ones exist: wav2vec2-large-960h has the group norm at width 1024, some models the layer norm and post-norm.
 STYLES = {
@@ -45,7 +45,7 @@ def test_there_is_no_attention_mask_where_nothing_is_padded() -> None:
     assert "attention_mask" not in model_inputs(Wav2Vec2FeatureExtractor(), *padded([5000, 5000]))
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 @pytest.mark.parametrize("do_normalize", [True, False])
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_padding_does_not_change_the_loss(family: str, do_normalize: bool, pre_norm: bool) -> None:
@@ -65,7 +65,7 @@ def test_padding_does_not_change_the_loss(family: str, do_normalize: bool, pre_n
         torch.testing.assert_close(loss(3000), loss(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_frame_lengths_equal_those_of_transformers(family: str) -> None:
     model = tiny_model(family)
     samples = torch.arange(400, 20_001)
@@ -97,16 +97,17 @@ def check_hidden_states(model: Any) -> None:
     assert torch.equal(got[0][valid], first[valid])
     assert len(got) == len(full.hidden_states) == model.config.num_hidden_layers + 1
     assert all(torch.equal(a, b) for a, b in zip(got[1:-1], full.hidden_states[1:-1], strict=True))
-    # Theirs is before the final norm of pre-norm models, ours after it, as the last_hidden_state is.
+    # Theirs is before the final norm of pre-norm models and conformers, ours after it, as the last_hidden_state is.
     with torch.inference_mode():
         normed = encoder.encoder.layer_norm(full.hidden_states[-1])
-    assert torch.equal(got[-1], normed if model.config.do_stable_layer_norm else full.hidden_states[-1])
+    after = getattr(model.config, "do_stable_layer_norm", True)
+    assert torch.equal(got[-1], normed if after else full.hidden_states[-1])
     if not getattr(model.config, "add_adapter", False):
         assert torch.equal(got[-1], full.last_hidden_state)
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_hidden_states_equal_those_of_transformers(family: str, style: str) -> None:
     check_hidden_states(tiny_model(family, "large", **STYLES[style]))
 

@@ -11,7 +11,7 @@ from diminuendo.families import family_of
 from diminuendo.modules.kept_norm import KeptLayerNorm
 from diminuendo.pruning import gating
 from diminuendo.pruning.gating import LOG_ALPHA_BOUND, Gates, attach, plain_state
-from tiny import VARIANTS, audio, tiny_model
+from tiny import TRANSFORMERS, VARIANTS, audio, tiny_model
 
 
 def gated(model: Any, seed: int = 0) -> tuple[Any, Any, Gates]:
@@ -62,11 +62,15 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     _, student, gates = gated(tiny_model(family, style))
     with torch.no_grad():
         gates.log_alpha.normal_(0.0, 4.0, generator=torch.Generator().manual_seed(0))
-        shut = ("feature_extractor.conv_layers.2.channels", "encoder.layers.0.attention.heads")
+        first, second = ("feed_forward",) * 2 if family in TRANSFORMERS else ("ffn1", "ffn2")
+        attention = "attention" if family in TRANSFORMERS else "self_attn"
+        shut = ["feature_extractor.conv_layers.2.channels", f"encoder.layers.0.{attention}.heads"]
+        if family not in TRANSFORMERS:
+            shut.append("encoder.layers.1.conv_module.channels")
         for axis in gates.axes:
             if axis.kind == "sublayer":
                 gates.log_alpha[gates.of(axis.name)] = 8.0
-        for name in (*shut, "encoder.layers.1.feed_forward"):
+        for name in (*shut, f"encoder.layers.1.{second}"):
             gates.log_alpha[gates.of(name)] = -8.0
         gates.log_alpha[gates.of("feature_extractor.conv_layers.2.channels")][3:6] = 8.0
 
@@ -80,11 +84,14 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
         return [state.detach() for state in found] + [p.grad.clone() for p in learned if p.grad is not None]
 
     gates.sample(0)
-    feed_forward = student.encoder.layers[0].feed_forward
-    opened = int((gates.values[gates.of("encoder.layers.0.feed_forward.neurons")] > 0).sum())
+    feed_forward = getattr(student.encoder.layers[0], first)
+    opened = int((gates.values[gates.of(f"encoder.layers.0.{first}.neurons")] > 0).sum())
     width = feed_forward.output_dense.weight.shape[1]
     assert width == -(-opened // multiple) * multiple < feed_forward.output_dense.in_features
-    assert student.encoder.layers[1].feed_forward.output_dense.weight.shape[1] == 1
+    assert getattr(student.encoder.layers[1], second).output_dense.weight.shape[1] == 1
+    if family not in TRANSFORMERS:
+        assert len(student.encoder.layers[1].conv_module.depthwise_conv.weight) == 1
+        assert 1 < len(student.encoder.layers[0].conv_module.depthwise_conv.weight) < 32
     assert len(student.feature_extractor.conv_layers[2].conv.weight) == max(3, multiple * (cuda or style == "base"))
     narrow = states_and_gradients()
     gates.sample(0)

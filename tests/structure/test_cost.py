@@ -97,7 +97,14 @@ def test_adapters_are_counted_too(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "style", "seed"), [("hubert", "base", 0), ("wav2vec2", "large", 1), ("unispeech-sat", "large", 2)]
+    ("family", "style", "seed"),
+    [
+        ("hubert", "base", 0),
+        ("wav2vec2", "large", 1),
+        ("unispeech-sat", "large", 2),
+        ("wav2vec2-conformer", "base", 0),
+        ("wav2vec2-conformer", "large", 1),
+    ],
 )
 def test_expected_cost_equals_true_cost_after_removal(family: str, style: str, seed: int) -> None:
     check_removed(tiny_model(family, style, ctc=seed == 1), seed)

@@ -7,14 +7,14 @@ from transformers import HubertConfig
 from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.students.deep_thin import deep_thin, thin_config
-from tiny import VARIANTS, audio, tiny_model
+from tiny import TRANSFORMER_VARIANTS, audio, tiny_model
 
 
 def size(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+@pytest.mark.parametrize(("family", "style"), TRANSFORMER_VARIANTS)
 def test_it_is_the_widest_that_fits_with_the_depth_and_the_front_end_of_its_teacher(family: str, style: str) -> None:
     teacher = tiny_model(family, style)
     budget = 0.6 * size(teacher)

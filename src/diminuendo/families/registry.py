@@ -3,11 +3,12 @@
 from diminuendo.errors import UserError
 from diminuendo.families.family import Family, Model
 from diminuendo.families.wav2vec2 import HUBERT, UNISPEECH_SAT, WAV2VEC2
+from diminuendo.families.wav2vec2_conformer import WAV2VEC2_CONFORMER
 from diminuendo.families.wavlm import WAVLM
 
 FAMILIES: dict[str, Family] = {
     architecture.model_types[0]: family
-    for family in (HUBERT, WAV2VEC2, UNISPEECH_SAT, WAVLM)
+    for family in (HUBERT, WAV2VEC2, UNISPEECH_SAT, WAVLM, WAV2VEC2_CONFORMER)
     for architecture in family.architectures
 }
 _RAGGED = {architecture.model_types[1]: family for family in FAMILIES.values() for architecture in family.architectures}
