@@ -9,13 +9,18 @@ from transformers import (
     HubertConfig,
     HubertForCTC,
     HubertModel,
+    SeamlessM4TFeatureExtractor,
     UniSpeechSatConfig,
     UniSpeechSatForCTC,
     UniSpeechSatModel,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertForCTC,
+    Wav2Vec2BertModel,
     Wav2Vec2Config,
     Wav2Vec2ConformerConfig,
     Wav2Vec2ConformerForCTC,
     Wav2Vec2ConformerModel,
+    Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
     WavLMConfig,
@@ -24,6 +29,7 @@ from transformers import (
 )
 
 from diminuendo import api
+from diminuendo.families import model_inputs
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.loop import Loop
 
@@ -36,6 +42,7 @@ CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "unispeech-sat": (UniSpeechSatConfig, UniSpeechSatModel, UniSpeechSatForCTC),
     "wavlm": (WavLMConfig, WavLMModel, WavLMForCTC),
     "wav2vec2-conformer": (Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel, Wav2Vec2ConformerForCTC),
+    "wav2vec2-bert": (Wav2Vec2BertConfig, Wav2Vec2BertModel, Wav2Vec2BertForCTC),
 }
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
@@ -44,24 +51,31 @@ CONFORMER_STYLES = {
     "base": {"feat_extract_norm": "group", "conv_bias": False, "position_embeddings_type": "relative"},
     "large": {"feat_extract_norm": "layer", "conv_bias": True, "position_embeddings_type": "rotary"},
 }
-TRANSFORMERS = [family for family in CLASSES if "conformer" not in family]
+BERT_STYLES = {
+    "base": {"position_embeddings_type": "relative_key", "left_max_position_embeddings": 6},
+    "large": {"position_embeddings_type": "relative"},
+}
+TRANSFORMERS = ["hubert", "wav2vec2", "unispeech-sat", "wavlm"]
 TRANSFORMER_VARIANTS = [(family, style) for family in TRANSFORMERS for style in STYLES]
 VARIANTS = [(family, style) for family in CLASSES for style in STYLES]
 
 
 def tiny_config(family: str = "hubert", style: str = "base", **changes: Any) -> Any:
-    values = {
+    values: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "intermediate_size": 40,
-        "conv_dim": [16] * 7,
-        "num_conv_pos_embeddings": 8,
-        "num_conv_pos_embedding_groups": 4,
         "vocab_size": 11,
-        **(STYLES[style] if family in TRANSFORMERS else {"conv_depthwise_kernel_size": 5, **CONFORMER_STYLES[style]}),
-        **changes,
     }
+    if family != "wav2vec2-bert":
+        values |= {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4}
+    if family in TRANSFORMERS:
+        values |= STYLES[style]
+    else:
+        styles = BERT_STYLES if family == "wav2vec2-bert" else CONFORMER_STYLES
+        values |= {"conv_depthwise_kernel_size": 5, **styles[style]}
+    values |= changes
     return CLASSES[family][0](**values)
 
 
@@ -80,6 +94,19 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
             if name.endswith(("running_mean", "running_var")):
                 buffer += 0.3 * torch.rand(buffer.shape, generator=generator)
     return model
+
+
+def extractor_of(model: Any) -> Any:
+    if model.main_input_name == "input_values":
+        return Wav2Vec2FeatureExtractor(do_normalize=True)
+    return SeamlessM4TFeatureExtractor()
+
+
+def inputs_of(model: Any) -> dict[str, torch.Tensor]:
+    """What the model reads of `audio()`, as it is or as its extractor has it."""
+    if model.main_input_name == "input_values":
+        return {"input_values": audio()}
+    return model_inputs(extractor_of(model), audio(), torch.tensor([8000, 8000]))
 
 
 def audio(batch: int = 2, samples: int = 8000, seed: int = 0) -> torch.Tensor:

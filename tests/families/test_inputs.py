@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.families import family_of, model_inputs
-from tiny import TRANSFORMERS, VARIANTS, audio, tiny_model
+from tiny import TRANSFORMERS, VARIANTS, audio, extractor_of, tiny_model
 
 # The mixed ones exist: wav2vec2-large-960h has the group norm at width 1024, some models the layer norm and post-norm.
 STYLES = {
@@ -43,6 +43,37 @@ def test_model_inputs_equal_those_of_transformers(do_normalize: bool, lengths: l
 
 def test_there_is_no_attention_mask_where_nothing_is_padded() -> None:
     assert "attention_mask" not in model_inputs(Wav2Vec2FeatureExtractor(), *padded([5000, 5000]))
+
+
+@pytest.mark.parametrize("lengths", [[8000, 5000, 1601], [6000, 6000], [1360]], ids=str)
+def test_features_are_those_of_the_models_extractor_for_clips_cut_to_their_lengths(lengths: list[int]) -> None:
+    extractor = SeamlessM4TFeatureExtractor()
+    waveforms, sizes = padded(lengths)
+    clips = [waveform[:size].numpy() for waveform, size in zip(waveforms, lengths, strict=True)]
+    expected = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt")
+    got = model_inputs(extractor, waveforms, sizes)
+    assert torch.equal(got["input_features"], expected["input_features"])
+    assert torch.equal(
+        got.get("attention_mask", torch.ones_like(expected["attention_mask"])), expected["attention_mask"]
+    )
+
+
+def test_frames_of_features_are_those_that_the_extractor_does_not_mask() -> None:
+    model, lengths = tiny_model("wav2vec2-bert"), [8000, 5000, *range(1600, 2300, 30)]
+    masks = [model_inputs(extractor_of(model), *padded([length])) for length in lengths]
+    expected = [int(made.get("attention_mask", torch.ones(made["input_features"].shape[:2])).sum()) for made in masks]
+    assert family_of(model).frame_lengths(model, torch.tensor(lengths)).tolist() == expected
+
+
+@pytest.mark.parametrize("position", ["relative_key", "relative", "rotary", None])
+def test_padding_changes_no_frame_of_a_clip_where_convolutions_are_masked(position: str | None) -> None:
+    model = tiny_model("wav2vec2-bert", position_embeddings_type=position)
+    alone, beside = (model_inputs(extractor_of(model), *padded(lengths)) for lengths in ([5000], [5000, 8000]))
+    frames = int(family_of(model).frame_lengths(model, torch.tensor(5000)))
+    with torch.inference_mode():
+        states = [family_of(model).hidden_states(model, inputs) for inputs in (alone, beside)]
+    for one, other in zip(*states, strict=True):
+        torch.testing.assert_close(one[0, :frames], other[0, :frames], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS)
@@ -85,11 +116,15 @@ def test_frame_lengths_of_a_compressed_model_are_those_of_the_original() -> None
 
 def check_hidden_states(model: Any) -> None:
     encoder = family_of(model).encoder(model)
-    inputs = model_inputs(Wav2Vec2FeatureExtractor(), *padded([8000, 5000]))
+    inputs = model_inputs(extractor_of(model), *padded([8000, 5000]))
     with torch.inference_mode():
         got = family_of(model).hidden_states(model, inputs)
         full = encoder(**inputs, output_hidden_states=True)
-        projected = encoder.feature_projection(encoder.feature_extractor(inputs["input_values"]).transpose(1, 2))
+        if family_of(model).reads_waveforms:
+            features = encoder.feature_extractor(inputs["input_values"]).transpose(1, 2)
+        else:
+            features = inputs["input_features"]
+        projected = encoder.feature_projection(features)
     first = projected[0] if isinstance(projected, tuple) else projected
     frames = family_of(model).frame_lengths(model, torch.tensor([8000, 5000]))
     valid = torch.arange(first.shape[1]) < frames[:, None]
@@ -98,10 +133,11 @@ def check_hidden_states(model: Any) -> None:
     assert len(got) == len(full.hidden_states) == model.config.num_hidden_layers + 1
     assert all(torch.equal(a, b) for a, b in zip(got[1:-1], full.hidden_states[1:-1], strict=True))
     # Theirs is before the final norm of pre-norm models and conformers, ours after it, as the last_hidden_state is.
-    with torch.inference_mode():
-        normed = encoder.encoder.layer_norm(full.hidden_states[-1])
-    after = getattr(model.config, "do_stable_layer_norm", True)
-    assert torch.equal(got[-1], normed if after else full.hidden_states[-1])
+    last = full.hidden_states[-1]
+    if getattr(model.config, "do_stable_layer_norm", hasattr(encoder.encoder, "layer_norm")):
+        with torch.inference_mode():
+            last = encoder.encoder.layer_norm(last)
+    assert torch.equal(got[-1], last)
     if not getattr(model.config, "add_adapter", False):
         assert torch.equal(got[-1], full.last_hidden_state)
 

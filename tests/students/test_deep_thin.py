@@ -56,6 +56,11 @@ def test_a_teacher_that_was_compressed_is_refused() -> None:
         deep_thin(gated_and_removed(tiny_model(), "heads", "some")[1], 20_000)
 
 
+def test_a_conformer_is_refused() -> None:
+    with pytest.raises(UserError, match="wav2vec2-conformer is a conformer"):
+        deep_thin(tiny_model("wav2vec2-conformer"), 20_000)
+
+
 def test_too_small_a_budget_is_refused() -> None:
     with pytest.raises(UserError, match="even width 4 has more"):
         deep_thin(tiny_model(), 100)

@@ -4,7 +4,7 @@ A layer has two half-step feed-forwards, attention with relative or rotary posit
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -53,14 +53,17 @@ def axes(model: Model) -> tuple[Axis, ...]:
     return (*wav2vec2.front_end_axes(base, prefix), *layer_axes(base.encoder.layers, prefix, "batch_norm"))
 
 
-def products(model: Model, frames: int, seconds: float, family_axes: Any = axes) -> tuple[Product, ...]:
+def attention_products(model: Model, found: Sequence[Axis], frames: int, seconds: float) -> tuple[Product, ...]:
     """For every head and frame: queries times keys, weights times values, and queries times positions."""
     head_dim = model.config.hidden_size // model.config.num_attention_heads
-    factors = 2 * frames + {"relative": 2 * frames - 1, "relative_key": frames}.get(
-        model.config.position_embeddings_type, 0
-    )
-    heads = [axis for axis in family_axes(model) if axis.kind == "heads"]
-    return tuple(attention_product(axis, float(factors * head_dim), frames, seconds) for axis in heads)
+    distances = {"relative": 2 * frames - 1, "relative_key": frames}.get(model.config.position_embeddings_type, 0)
+    per_frame = float((2 * frames + distances) * head_dim)
+    heads = [axis for axis in found if axis.kind == "heads"]
+    return tuple(attention_product(axis, per_frame, frames, seconds) for axis in heads)
+
+
+def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:
+    return attention_products(model, axes(model), frames, seconds)
 
 
 def plain(model: Model) -> Model:
