@@ -12,10 +12,18 @@ from transformers import (
     HubertConfig,
     HubertForCTC,
     HubertModel,
+    SeamlessM4TFeatureExtractor,
     UniSpeechSatConfig,
     UniSpeechSatForCTC,
     UniSpeechSatModel,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertForCTC,
+    Wav2Vec2BertModel,
     Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2ConformerForCTC,
+    Wav2Vec2ConformerModel,
+    Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
     WavLMConfig,
@@ -24,6 +32,7 @@ from transformers import (
 )
 
 from diminuendo import api
+from diminuendo.families import model_inputs
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.loop import Loop
 
@@ -36,29 +45,41 @@ CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "unispeech-sat": (UniSpeechSatConfig, UniSpeechSatModel, UniSpeechSatForCTC),
     "wavlm": (WavLMConfig, WavLMModel, WavLMForCTC),
     "data2vec-audio": (Data2VecAudioConfig, Data2VecAudioModel, Data2VecAudioForCTC),
+    "wav2vec2-conformer": (Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel, Wav2Vec2ConformerForCTC),
+    "wav2vec2-bert": (Wav2Vec2BertConfig, Wav2Vec2BertModel, Wav2Vec2BertForCTC),
 }
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-STACKED = {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 8, "conv_bias": True}
-STYLES = {"base": BASE, "large": LARGE, "stacked": STACKED}
-STYLES_OF = {family: ("stacked",) if family == "data2vec-audio" else ("base", "large") for family in CLASSES}
-VARIANTS = [(family, style) for family, styles in STYLES_OF.items() for style in styles]
+TRANSFORMERS = ("hubert", "wav2vec2", "unispeech-sat", "wavlm")
+STYLES: dict[str, dict[str, dict[str, Any]]] = {
+    **{family: {"base": BASE, "large": LARGE} for family in TRANSFORMERS},
+    "data2vec-audio": {"stacked": {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 8, "conv_bias": True}},
+    "wav2vec2-conformer": {
+        "base": {"feat_extract_norm": "group", "conv_bias": False, "position_embeddings_type": "relative"},
+        "large": {"feat_extract_norm": "layer", "conv_bias": True, "position_embeddings_type": "rotary"},
+    },
+    "wav2vec2-bert": {
+        "base": {"position_embeddings_type": "relative_key", "left_max_position_embeddings": 6},
+        "large": {"position_embeddings_type": "relative"},
+    },
+}
+TRANSFORMER_VARIANTS = [(family, style) for family in TRANSFORMERS for style in STYLES[family]]
+VARIANTS = [(family, style) for family, styles in STYLES.items() for style in styles]
 
 
 def tiny_config(family: str = "hubert", style: str = "base", **changes: Any) -> Any:
-    values = {
+    values: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "intermediate_size": 40,
-        "conv_dim": [16] * 7,
-        "num_conv_pos_embeddings": 8,
-        "num_conv_pos_embedding_groups": 4,
         "vocab_size": 11,
-        **STYLES[style],
-        **changes,
     }
-    return CLASSES[family][0](**values)
+    if family != "wav2vec2-bert":
+        values |= {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4}
+    if family.startswith("wav2vec2-"):
+        values |= {"conv_depthwise_kernel_size": 5}
+    return CLASSES[family][0](**values | STYLES[family][style] | changes)
 
 
 def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False, seed: int = 0, **changes: Any) -> Any:
@@ -72,7 +93,23 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
             elif parameter.dim() == 2:
                 parameter *= 5  # else frames are nearly alike, and attention is, whatever it looks for
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer += 0.3 * torch.rand(buffer.shape, generator=generator)
     return model
+
+
+def extractor_of(model: Any) -> Any:
+    if model.main_input_name == "input_values":
+        return Wav2Vec2FeatureExtractor(do_normalize=True)
+    return SeamlessM4TFeatureExtractor()
+
+
+def inputs_of(model: Any) -> dict[str, torch.Tensor]:
+    """What the model reads of `audio()`, as it is or as its extractor has it."""
+    if model.main_input_name == "input_values":
+        return {"input_values": audio()}
+    return model_inputs(extractor_of(model), audio(), torch.tensor([8000, 8000]))
 
 
 def audio(batch: int = 2, samples: int = 8000, seed: int = 0) -> torch.Tensor:

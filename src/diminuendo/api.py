@@ -143,12 +143,13 @@ def compress_to_result(
 
 def _teacher_of(source: Source, teacher: str | Path | Model) -> Model:
     other = source_of(teacher)
-    here, there = source.extractor.do_normalize, other.extractor.do_normalize
-    if here != there:
-        raise UserError(
-            f"--teacher's feature extractor has do_normalize {there}, MODEL's {here}: both get one input, so give a "
-            "teacher that hears what MODEL hears"
-        )
+    for setting in ("do_normalize", "feature_extractor_type"):
+        here, there = (extractor.to_dict().get(setting) for extractor in (source.extractor, other.extractor))
+        if here != there:
+            raise UserError(
+                f"--teacher's feature extractor has {setting} {there}, MODEL's {here}: both get one input, so give a "
+                "teacher that hears what MODEL hears"
+            )
     return other.model
 
 

@@ -10,7 +10,7 @@ from diminuendo.pruning.budget import selected_cost
 from diminuendo.pruning.gating import Gates, attach, plain_state
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.shape import shape_of
-from tiny import VARIANTS, audio, tiny_model
+from tiny import VARIANTS, audio, extractor_of, tiny_model
 
 KINDS = ["channels", "heads", "neurons", "groups", "sublayer"]
 EDGES = ["some", "minimum", "one", "first", "every sublayer of a layer", "everything that may"]
@@ -57,11 +57,7 @@ def gated_and_removed(model: Any, kind: str, edge: str) -> tuple[Any, Any, Any, 
 def relative_errors(family: Any, one: Any, other: Any, lengths: torch.Tensor) -> list[float]:
     waveforms = audio(len(lengths), int(lengths.max()))
     valid_samples = torch.arange(waveforms.shape[1]) < lengths[:, None]
-
-    class Extractor:
-        do_normalize = True
-
-    inputs = model_inputs(Extractor, waveforms * valid_samples, lengths)
+    inputs = model_inputs(extractor_of(one), waveforms * valid_samples, lengths)
     frames = family.frame_lengths(one, lengths)
     errors = []
     with torch.inference_mode():
@@ -99,6 +95,20 @@ COVERING = [
     ("data2vec-audio", "stacked", "groups", "minimum"),
     ("data2vec-audio", "stacked", "sublayer", "every sublayer of a layer"),
     ("data2vec-audio", "stacked", "channels", "everything that may"),
+    ("wav2vec2-conformer", "base", "channels", "some"),
+    ("wav2vec2-conformer", "large", "channels", "minimum"),
+    ("wav2vec2-conformer", "base", "heads", "some"),
+    ("wav2vec2-conformer", "large", "heads", "some"),
+    ("wav2vec2-conformer", "large", "heads", "minimum"),
+    ("wav2vec2-conformer", "large", "sublayer", "some"),
+    ("wav2vec2-conformer", "base", "channels", "everything that may"),
+    ("wav2vec2-bert", "base", "channels", "some"),
+    ("wav2vec2-bert", "large", "channels", "minimum"),
+    ("wav2vec2-bert", "base", "heads", "minimum"),
+    ("wav2vec2-bert", "large", "heads", "some"),
+    ("wav2vec2-bert", "base", "neurons", "minimum"),
+    ("wav2vec2-bert", "base", "sublayer", "some"),
+    ("wav2vec2-bert", "base", "channels", "everything that may"),
 ]
 
 
@@ -128,6 +138,10 @@ MIXED: list[tuple[str, str, dict[str, Any]]] = [
     ("unispeech-sat", "base", {"conv_bias": True, "num_hidden_layers": 1}),
     ("data2vec-audio", "stacked", {"num_conv_pos_embeddings": 1, "conv_pos_kernel_size": 7, "conv_bias": False}),
     ("data2vec-audio", "stacked", {"do_stable_layer_norm": True}),  # nothing reads it
+    ("wav2vec2-conformer", "base", {"position_embeddings_type": None, "add_adapter": True, "output_hidden_size": 24}),
+    ("wav2vec2-bert", "base", {"position_embeddings_type": "rotary"}),
+    ("wav2vec2-bert", "base", {"position_embeddings_type": None, "hidden_act": "gelu"}),
+    ("wav2vec2-bert", "base", {"add_adapter": True, "use_intermediate_ffn_before_adapter": True}),
 ]
 
 

@@ -11,7 +11,7 @@ from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, defau
 from diminuendo.families import build_cost_model, family_of
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.training.objective import DistillationObjective, JointObjective
-from tiny import VARIANTS, audio, tiny_model
+from tiny import VARIANTS, audio, extractor_of, tiny_model
 
 # Everything that makes two forward passes of one model differ.
 NOISY = {
@@ -121,7 +121,7 @@ def test_distillation_is_minimal_for_identical_models_in_training_mode(family: s
     teacher = tiny_model(family, style, **NOISY).train()
     student = family_of(teacher).plain(teacher)
     objective = DistillationObjective(
-        student, teacher, Wav2Vec2FeatureExtractor(), HiddenDistillation((0, 1, 2, 3), 32, 32)
+        student, teacher, extractor_of(teacher), HiddenDistillation((0, 1, 2, 3), 32, 32)
     ).train()
     loss = loss_of(objective)["loss"]
     assert loss.item() == pytest.approx(0.0, abs=1e-5)

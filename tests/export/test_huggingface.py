@@ -15,7 +15,7 @@ import diminuendo
 from conformance.test_removal import gated_and_removed
 from diminuendo.export.huggingface import save, travelling_files
 from diminuendo.families import family_of
-from tiny import VARIANTS, audio, tiny_model
+from tiny import VARIANTS, extractor_of, inputs_of, tiny_model
 
 WITHOUT_PACKAGE = """
 import json, sys
@@ -29,7 +29,7 @@ for directory in sys.argv[3:]:
     model = auto.from_pretrained(directory, trust_remote_code=True).eval()
     AutoFeatureExtractor.from_pretrained(directory)
     with torch.inference_mode():
-        out[directory] = model(load_file(sys.argv[1])["audio"])[0].contiguous()
+        out[directory] = model(load_file(sys.argv[1])[model.main_input_name])[0].contiguous()
 save_file(out, sys.argv[2])
 """
 
@@ -40,7 +40,7 @@ def compressed(family: str, style: str, *, ctc: bool = False) -> Any:
 
 def output(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(audio())[0]
+        return model(**inputs_of(model))[0]
 
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,7 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
 def test_save_and_load_round_trip_is_identical(family: str, style: str, tmp_path: Path) -> None:
     model = compressed(family, style)
-    save(model, Wav2Vec2FeatureExtractor(do_normalize=True), tmp_path / "small")
+    save(model, extractor_of(model), tmp_path / "small")
     loaded = diminuendo.load(tmp_path / "small")
     assert torch.equal(output(loaded), output(model))
     assert loaded.config.diminuendo == model.config.diminuendo
@@ -72,9 +72,9 @@ def test_every_family_loads_without_this_package_in_one_process(tmp_path: Path) 
         for ctc in (False, True):
             directory = tmp_path / f"{family}-{style}{'-ctc' if ctc else ''}"
             models[str(directory)] = compressed(family, style, ctc=ctc)
-            save(models[str(directory)], Wav2Vec2FeatureExtractor(), directory)
-    save_file({"audio": audio()}, tmp_path / "audio.safetensors")
-    result = run(WITHOUT_PACKAGE, tmp_path / "audio.safetensors", tmp_path / "out.safetensors", *models)
+            save(models[str(directory)], extractor_of(models[str(directory)]), directory)
+    save_file({k: v for model in models.values() for k, v in inputs_of(model).items()}, tmp_path / "in.safetensors")
+    result = run(WITHOUT_PACKAGE, tmp_path / "in.safetensors", tmp_path / "out.safetensors", *models)
     assert result.returncode == 0, result.stderr
     outputs = load_file(tmp_path / "out.safetensors")
     assert {name: torch.equal(outputs[name], output(model)) for name, model in models.items()} == dict.fromkeys(

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.families import family_of, model_inputs
-from tiny import CLASSES, STYLES_OF, VARIANTS, audio, tiny_model
+from tiny import TRANSFORMERS, VARIANTS, audio, extractor_of, tiny_model
 
 # The mixed ones exist: wav2vec2-large-960h has the group norm at width 1024, some models the layer norm and post-norm.
 STYLES = {
@@ -19,7 +19,6 @@ STYLES = {
     "layer norm, pre-norm": {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
     "adapter in every layer": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "adapter_attn_dim": 6},
 }
-WITH_THEM = [family for family in CLASSES if "large" in STYLES_OF[family]]
 
 
 def padded(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,8 +45,39 @@ def test_there_is_no_attention_mask_where_nothing_is_padded() -> None:
     assert "attention_mask" not in model_inputs(Wav2Vec2FeatureExtractor(), *padded([5000, 5000]))
 
 
+@pytest.mark.parametrize("lengths", [[8000, 5000, 1601], [6000, 6000], [1360]], ids=str)
+def test_features_are_those_of_the_models_extractor_for_clips_cut_to_their_lengths(lengths: list[int]) -> None:
+    extractor = SeamlessM4TFeatureExtractor()
+    waveforms, sizes = padded(lengths)
+    clips = [waveform[:size].numpy() for waveform, size in zip(waveforms, lengths, strict=True)]
+    expected = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt")
+    got = model_inputs(extractor, waveforms, sizes)
+    assert torch.equal(got["input_features"], expected["input_features"])
+    assert torch.equal(
+        got.get("attention_mask", torch.ones_like(expected["attention_mask"])), expected["attention_mask"]
+    )
+
+
+def test_frames_of_features_are_those_that_the_extractor_does_not_mask() -> None:
+    model, lengths = tiny_model("wav2vec2-bert"), [8000, 5000, *range(1600, 2300, 30)]
+    masks = [model_inputs(extractor_of(model), *padded([length])) for length in lengths]
+    expected = [int(made.get("attention_mask", torch.ones(made["input_features"].shape[:2])).sum()) for made in masks]
+    assert family_of(model).frame_lengths(model, torch.tensor(lengths)).tolist() == expected
+
+
+@pytest.mark.parametrize("position", ["relative_key", "relative", "rotary", None])
+def test_padding_changes_no_frame_of_a_clip_where_convolutions_are_masked(position: str | None) -> None:
+    model = tiny_model("wav2vec2-bert", position_embeddings_type=position)
+    alone, beside = (model_inputs(extractor_of(model), *padded(lengths)) for lengths in ([5000], [5000, 8000]))
+    frames = int(family_of(model).frame_lengths(model, torch.tensor(5000)))
+    with torch.inference_mode():
+        states = [family_of(model).hidden_states(model, inputs) for inputs in (alone, beside)]
+    for one, other in zip(*states, strict=True):
+        torch.testing.assert_close(one[0, :frames], other[0, :frames], rtol=1e-4, atol=1e-5)
+
+
 # Not Data2Vec: of its stacked positional convolutions all but the first hear what the one before wrote into padding.
-@pytest.mark.parametrize("family", WITH_THEM)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 @pytest.mark.parametrize("do_normalize", [True, False])
 @pytest.mark.parametrize("pre_norm", [True, False])
 def test_padding_does_not_change_the_loss(family: str, do_normalize: bool, pre_norm: bool) -> None:
@@ -67,7 +97,7 @@ def test_padding_does_not_change_the_loss(family: str, do_normalize: bool, pre_n
         torch.testing.assert_close(loss(3000), loss(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_frame_lengths_equal_those_of_transformers(family: str) -> None:
     model = tiny_model(family)
     samples = torch.arange(400, 20_001)
@@ -87,11 +117,15 @@ def test_frame_lengths_of_a_compressed_model_are_those_of_the_original() -> None
 
 def check_hidden_states(model: Any) -> None:
     encoder = family_of(model).encoder(model)
-    inputs = model_inputs(Wav2Vec2FeatureExtractor(), *padded([8000, 5000]))
+    inputs = model_inputs(extractor_of(model), *padded([8000, 5000]))
     with torch.inference_mode():
         got = family_of(model).hidden_states(model, inputs)
         full = encoder(**inputs, output_hidden_states=True)
-        projected = encoder.feature_projection(encoder.feature_extractor(inputs["input_values"]).transpose(1, 2))
+        if family_of(model).reads_waveforms:
+            features = encoder.feature_extractor(inputs["input_values"]).transpose(1, 2)
+        else:
+            features = inputs["input_features"]
+        projected = encoder.feature_projection(features)
     first = projected[0] if isinstance(projected, tuple) else projected
     frames = family_of(model).frame_lengths(model, torch.tensor([8000, 5000]))
     valid = torch.arange(first.shape[1]) < frames[:, None]
@@ -99,17 +133,18 @@ def check_hidden_states(model: Any) -> None:
     assert torch.equal(got[0][valid], first[valid])
     assert len(got) == len(full.hidden_states) == model.config.num_hidden_layers + 1
     assert all(torch.equal(a, b) for a, b in zip(got[1:-1], full.hidden_states[1:-1], strict=True))
-    # Theirs is before the final norm of pre-norm models, ours after it, as the last_hidden_state is.
-    with torch.inference_mode():
-        normed = encoder.encoder.layer_norm(full.hidden_states[-1])
-    pre_norm = getattr(model.config, "do_stable_layer_norm", False)
-    assert torch.equal(got[-1], normed if pre_norm else full.hidden_states[-1])
+    # Theirs is before the final norm of pre-norm models and conformers, ours after it, as the last_hidden_state is.
+    last = full.hidden_states[-1]
+    if getattr(model.config, "do_stable_layer_norm", model.config.model_type == "wav2vec2-conformer"):
+        with torch.inference_mode():
+            last = encoder.encoder.layer_norm(last)
+    assert torch.equal(got[-1], last)
     if not getattr(model.config, "add_adapter", False):
         assert torch.equal(got[-1], full.last_hidden_state)
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("family", WITH_THEM)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_hidden_states_equal_those_of_transformers(family: str, style: str) -> None:
     check_hidden_states(tiny_model(family, "large", **STYLES[style]))
 

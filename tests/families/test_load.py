@@ -25,7 +25,7 @@ from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import load, load_feature_extractor
-from tiny import VARIANTS, audio, tiny_config, tiny_model
+from tiny import VARIANTS, inputs_of, tiny_config, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def output(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        result: torch.Tensor = model(audio())[0]
+        result: torch.Tensor = model(**inputs_of(model))[0]
     return result
 
 
@@ -270,6 +270,12 @@ def test_a_missing_feature_extractor_is_replaced_and_said(tmp_path: Path, caplog
         extractor = load_feature_extractor(tmp_path)
     assert (extractor.sampling_rate, extractor.do_normalize) == (16_000, True)
     assert "has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance" in caplog.text
+
+
+def test_a_missing_feature_extractor_of_a_model_that_reads_features_is_refused(tmp_path: Path) -> None:
+    tiny_model("wav2vec2-bert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="reads features and has no feature extractor"):
+        load_feature_extractor(tmp_path)
 
 
 def test_a_feature_extractor_that_cannot_be_read_is_not_replaced(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from diminuendo.families import family_of
 from diminuendo.modules.kept_norm import KeptLayerNorm
 from diminuendo.pruning import gating
 from diminuendo.pruning.gating import LOG_ALPHA_BOUND, Gates, attach, plain_state
-from tiny import VARIANTS, audio, tiny_model
+from tiny import VARIANTS, inputs_of, tiny_model
 
 
 def gated(model: Any, seed: int = 0) -> tuple[Any, Any, Gates]:
@@ -25,7 +25,7 @@ def gated(model: Any, seed: int = 0) -> tuple[Any, Any, Gates]:
 
 def states(model: Any) -> tuple[torch.Tensor, ...]:
     with torch.inference_mode():
-        return tuple(family_of(model).hidden_states(model, {"input_values": audio()}))
+        return tuple(family_of(model).hidden_states(model, inputs_of(model)))
 
 
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
@@ -42,9 +42,7 @@ def test_gradient_reaches_the_gates_of_every_axis(family: str, style: str) -> No
     with torch.no_grad():  # where no gate saturates
         gates.log_alpha.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
     gates.set(torch.sigmoid(gates.log_alpha))
-    sum(
-        state.square().mean() for state in family_of(student).hidden_states(student, {"input_values": audio()})
-    ).backward()
+    sum(state.square().mean() for state in family_of(student).hidden_states(student, inputs_of(student))).backward()
     assert gates.log_alpha.grad is not None
     without = [axis.name for axis in gates.axes if not gates.log_alpha.grad[gates.of(axis.name)].all()]
     assert without == []
@@ -60,32 +58,45 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     if cuda:
         monkeypatch.setattr(Gates, "_rounded_up", lambda *_: True)
     _, student, gates = gated(tiny_model(family, style))
+    conformer = family.startswith("wav2vec2-")
     with torch.no_grad():
         gates.log_alpha.normal_(0.0, 4.0, generator=torch.Generator().manual_seed(0))
-        shut = ("feature_extractor.conv_layers.2.channels", "encoder.layers.0.attention.heads")
+        first, second = ("feed_forward",) * 2 if not conformer else ("ffn1", "ffn2")
+        attention = "attention" if not conformer else "self_attn"
+        shut = [f"encoder.layers.0.{attention}.heads"]
+        if family != "wav2vec2-bert":
+            shut.append("feature_extractor.conv_layers.2.channels")
+        if conformer:
+            shut.append("encoder.layers.1.conv_module.channels")
         for axis in gates.axes:
             if axis.kind == "sublayer":
                 gates.log_alpha[gates.of(axis.name)] = 8.0
-        for name in (*shut, "encoder.layers.1.feed_forward"):
+        for name in (*shut, f"encoder.layers.1.{second}"):
             gates.log_alpha[gates.of(name)] = -8.0
-        gates.log_alpha[gates.of("feature_extractor.conv_layers.2.channels")][3:6] = 8.0
+        if family != "wav2vec2-bert":
+            gates.log_alpha[gates.of("feature_extractor.conv_layers.2.channels")][3:6] = 8.0
 
     def states_and_gradients() -> list[torch.Tensor]:
         student.zero_grad()
         gates.zero_grad()
-        found = family_of(student).hidden_states(student, {"input_values": audio()})
+        found = family_of(student).hidden_states(student, inputs_of(student))
         draws = torch.Generator().manual_seed(1)
         sum((state * torch.randn(state.shape, generator=draws)).sum() for state in found).backward()
         learned = [*student.parameters(), gates.log_alpha]
         return [state.detach() for state in found] + [p.grad.clone() for p in learned if p.grad is not None]
 
     gates.sample(0)
-    feed_forward = student.encoder.layers[0].feed_forward
-    opened = int((gates.values[gates.of("encoder.layers.0.feed_forward.neurons")] > 0).sum())
+    feed_forward = getattr(student.encoder.layers[0], first)
+    opened = int((gates.values[gates.of(f"encoder.layers.0.{first}.neurons")] > 0).sum())
     width = feed_forward.output_dense.weight.shape[1]
     assert width == -(-opened // multiple) * multiple < feed_forward.output_dense.in_features
-    assert student.encoder.layers[1].feed_forward.output_dense.weight.shape[1] == 1
-    assert len(student.feature_extractor.conv_layers[2].conv.weight) == max(3, multiple * (cuda or style == "base"))
+    assert getattr(student.encoder.layers[1], second).output_dense.weight.shape[1] == 1
+    if conformer:
+        assert len(student.encoder.layers[1].conv_module.depthwise_conv.weight) == 1
+        assert 1 < len(student.encoder.layers[0].conv_module.depthwise_conv.weight) < 32
+    if family != "wav2vec2-bert":
+        width = len(student.feature_extractor.conv_layers[2].conv.weight)
+        assert width == max(3, multiple * (cuda or style == "base"))
     narrow = states_and_gradients()
     gates.sample(0)
     gates.set(gates.values)

@@ -103,6 +103,8 @@ def test_adapters_are_counted_too(changes: dict[str, Any]) -> None:
         ("wav2vec2", "large", 1),
         ("unispeech-sat", "large", 2),
         ("data2vec-audio", "stacked", 3),
+        ("wav2vec2-conformer", "base", 0),
+        ("wav2vec2-conformer", "large", 1),
     ],
 )
 def test_expected_cost_equals_true_cost_after_removal(family: str, style: str, seed: int) -> None:

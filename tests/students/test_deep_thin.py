@@ -7,14 +7,14 @@ from transformers import HubertConfig
 from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.students.deep_thin import deep_thin, thin_config
-from tiny import VARIANTS, audio, tiny_model
+from tiny import TRANSFORMER_VARIANTS, audio, tiny_model
 
 
 def size(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+@pytest.mark.parametrize(("family", "style"), TRANSFORMER_VARIANTS)
 def test_it_is_the_widest_that_fits_with_the_depth_and_the_front_end_of_its_teacher(family: str, style: str) -> None:
     teacher = tiny_model(family, style)
     budget = 0.6 * size(teacher)
@@ -54,6 +54,11 @@ def test_the_seed_decides_its_weights() -> None:
 def test_a_teacher_that_was_compressed_is_refused() -> None:
     with pytest.raises(UserError, match="give the original"):
         deep_thin(gated_and_removed(tiny_model(), "heads", "some")[1], 20_000)
+
+
+def test_a_conformer_is_refused() -> None:
+    with pytest.raises(UserError, match="wav2vec2-conformer is a conformer"):
+        deep_thin(tiny_model("wav2vec2-conformer"), 20_000)
 
 
 def test_too_small_a_budget_is_refused() -> None:

@@ -25,7 +25,7 @@ from diminuendo.tasks.selfsupervised import (
     log_mel_frames,
     span_mask,
 )
-from tiny import VARIANTS, audio, tiny_config, tiny_model
+from tiny import TRANSFORMER_VARIANTS, audio, tiny_config, tiny_model
 
 EXTRACTOR = Wav2Vec2FeatureExtractor(do_normalize=True)
 GRID = FrameGrid(320, 400)
@@ -173,7 +173,7 @@ def test_a_mask_depends_on_seed_and_draw_alone():
     assert not torch.equal(objective(seed=4).mask(counts, 80, draw=5), first)
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+@pytest.mark.parametrize(("family", "style"), TRANSFORMER_VARIANTS)
 def test_an_encoder_sees_nothing_of_masked_frames(family, style):
     model = tiny_model(family, style)
     one, other = inputs_of(audio(seed=1)), inputs_of(audio(seed=2))
@@ -186,7 +186,7 @@ def test_an_encoder_sees_nothing_of_masked_frames(family, style):
     assert torch.equal(masking[0], seeing[0])  # the projection comes before the mask
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+@pytest.mark.parametrize(("family", "style"), TRANSFORMER_VARIANTS)
 def test_in_training_nothing_but_the_drawn_mask_is_random(family, style):
     module = objective(tiny_model(family, style, **DROPPING))
     torch.manual_seed(1)
@@ -195,7 +195,7 @@ def test_in_training_nothing_but_the_drawn_mask_is_random(family, style):
     assert torch.equal(module(audio(), torch.tensor([8_000, 8_000]), 0, 7)["loss"], first["loss"])
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+@pytest.mark.parametrize(("family", "style"), TRANSFORMER_VARIANTS)
 def test_masked_prediction_trains_every_parameter(family, style):
     module = objective(tiny_model(family, style), whitening=WHITENING, clip_weight=1.0)
     loss_of(module, audio(4))["loss"].backward()
@@ -234,7 +234,7 @@ def test_logits_are_cosines_over_the_temperature():
     assert torch.allclose(head(states), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+@pytest.mark.parametrize(("family", "style"), TRANSFORMER_VARIANTS)
 def test_the_warm_up_trains_the_front_end_alone(family, style):
     model = tiny_model(family, style)
     module = FrontEndObjective(model, EXTRACTOR, SCALE, WHITENING, 1.0).train()

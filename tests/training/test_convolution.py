@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diminuendo.families import family_of
 from diminuendo.training.grouped_conv import by_fourier_transforms, grouped_convolution
 from diminuendo.training.kernels import choose_convolution, convolution_chosen
-from tiny import VARIANTS, audio, tiny_model
+from tiny import TRANSFORMER_VARIANTS, audio, tiny_model
 
 WAYS = (grouped_convolution, by_fourier_transforms)
 DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
@@ -53,7 +53,7 @@ def test_under_autocast_the_result_is_in_its_type_and_as_near(by: Callable[..., 
     assert (got.float() - exact).norm() < 1.1 * (stock.float() - exact).norm()
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+@pytest.mark.parametrize(("family", "style"), TRANSFORMER_VARIANTS)
 def test_a_model_computes_the_same_and_is_left_as_it_was(
     family: str, style: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

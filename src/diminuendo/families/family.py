@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diminuendo.families.inputs import waveform_example
 from diminuendo.modules.ragged import Ragged
 from diminuendo.structure.axis import Axis, Product
 
@@ -42,6 +43,7 @@ class Family:
     products: activations times activations, for `frames` frames in `seconds` seconds.
     hidden_states: the feature projection's output, then the output of every layer; each [batch, frames, dim].
     frame_lengths: the number of frames that a number of samples gives.
+    example: the input that a clip of so many samples of noise gives.
     fast: the same function computed in the fastest way that we know, for a teacher; it shares the model's tensors.
     """
 
@@ -51,11 +53,17 @@ class Family:
     products: Callable[[Model, int, float], tuple[Product, ...]]
     hidden_states: Callable[[Model, Mapping[str, Tensor]], tuple[Float[Tensor, "batch frames dim"], ...]]
     frame_lengths: Callable[[Model, Int[Tensor, " batch"]], Int[Tensor, " batch"]]
+    example: Callable[[Model, int], dict[str, Tensor]] = waveform_example
     fast: Callable[[Model], Model] = lambda model: model
 
     @property
     def encoder_class(self) -> Any:
         return self.architectures[0].stock
+
+    @property
+    def reads_waveforms(self) -> bool:
+        """Whether its models read waveforms, or else features that their extractors make of these."""
+        return bool(self.encoder_class.main_input_name == "input_values")
 
     def architecture_of(self, model: Model) -> Architecture | None:
         """The architecture whose class, stock or ragged, the model is of; of several the last, which is the nearest."""

@@ -12,12 +12,16 @@ SAMPLING_RATE = 16_000
 def model_inputs(
     extractor: Any, waveforms: Float[Tensor, "batch samples"], lengths: Int[Tensor, " batch"]
 ) -> dict[str, Tensor]:
-    """What transformers' Wav2Vec2FeatureExtractor makes of the clips, batched; padding stays zero.
+    """What transformers' feature extractor makes of the clips, batched, on the waveforms' device.
 
-    Clips are normalised to zero mean and unit variance over their own samples where the extractor says so
-    (`do_normalize`). The attention mask is given whenever lengths differ, also to models that were published without:
-    otherwise what a clip becomes would depend on the clips beside it more than it has to.
+    Models that hear waveforms have Wav2Vec2FeatureExtractor: clips are normalised to zero mean and unit variance over
+    their own samples where it says so (`do_normalize`), padding stays zero. The extractors of others are called.
+
+    The attention mask is given whenever something is padding, also to models that were published without: otherwise
+    what a clip becomes would depend on the clips beside it more than it has to.
     """
+    if extractor.model_input_names[0] == "input_features":
+        return _features(extractor, waveforms, lengths)
     valid = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
     if extractor.do_normalize:
         count = lengths[:, None].to(waveforms.dtype)
@@ -29,3 +33,28 @@ def model_inputs(
     if not bool(valid.all()):
         inputs["attention_mask"] = valid.long()
     return inputs
+
+
+def _features(
+    extractor: Any, waveforms: Float[Tensor, "batch samples"], lengths: Int[Tensor, " batch"]
+) -> dict[str, Tensor]:
+    """Features [batch, frames, dim] and, where a frame is not a clip's own, the mask; one clip can have such a frame.
+
+    The last frame may be half a clip's and half padding, so it is the extractor's mask that decides.
+    """
+    clips = [clip[:length].numpy() for clip, length in zip(waveforms.cpu(), lengths.tolist(), strict=True)]
+    made = extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="pt", padding=True)
+    inputs = {"input_features": made["input_features"].to(waveforms.device)}
+    if not bool(made["attention_mask"].all()):
+        inputs["attention_mask"] = made["attention_mask"].to(waveforms.device)
+    return inputs
+
+
+def noise(model: Any, *shape: int) -> Tensor:
+    """Seeded noise on a model's device and in its precision, to count or time the model with."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+
+
+def waveform_example(model: Any, samples: int) -> dict[str, Tensor]:
+    """One clip for a model that reads waveforms."""
+    return {"input_values": noise(model, 1, samples)}

@@ -133,14 +133,16 @@ def _check_format(source: str, values: Mapping[str, Any]) -> None:
 def load_feature_extractor(source: str | os.PathLike[str]) -> Any:
     """The model's own feature extractor; where none is saved, wav2vec 2.0's defaults, which is said.
 
-    Raises UserError for one that cannot be read, and for a model of another sampling rate than 16 kHz.
+    Raises UserError for one that cannot be read, for a model that reads features and has none, and for a model of
+    another sampling rate than 16 kHz.
     """
     source = os.fspath(source)
     try:
         if not any(cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in _EXTRACTOR_FILES):
-            log.warning("%s has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance", source)
-            return Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=SAMPLING_RATE, do_normalize=True)
+            return _default_extractor(source)
         extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(
             f"MODEL {source}: its feature extractor cannot be read ({_reason(error)}); expected the "
@@ -151,3 +153,13 @@ def load_feature_extractor(source: str | os.PathLike[str]) -> Any:
             f"MODEL {source} hears audio of {extractor.sampling_rate} Hz; supported are models of {SAMPLING_RATE} Hz"
         )
     return extractor
+
+
+def _default_extractor(source: str) -> Any:
+    if not family_of_type(str(_config_dict(source).get("model_type"))).reads_waveforms:
+        raise UserError(
+            f"MODEL {source} reads features and has no feature extractor; expected the preprocessor_config.json that "
+            "belongs to it"
+        )
+    log.warning("%s has no feature extractor: taking 16 kHz waveforms of zero mean and unit variance", source)
+    return Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=SAMPLING_RATE, do_normalize=True)

@@ -39,7 +39,7 @@ def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostMo
     samples = int(SECONDS * SAMPLING_RATE)
     try:
         with torch.inference_mode():
-            model(torch.zeros(1, samples, device=model.device))
+            model(**family.example(model, samples))
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from diminuendo.errors import UserError
+from diminuendo.families.registry import example_of
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -29,7 +30,7 @@ def count_macs_per_second(model: PreTrainedModel, seconds: float = 10.0, samplin
     The model comes back in the mode it had.
 
     Raises:
-        UserError: the model does not read waveforms.
+        UserError: as `example_inputs`.
     """
     inputs = example_inputs(model, seconds, sampling_rate)
     counter = FlopCounterMode(display=False)
@@ -41,20 +42,20 @@ def count_macs_per_second(model: PreTrainedModel, seconds: float = 10.0, samplin
 
 
 def example_inputs(model: PreTrainedModel, seconds: float, sampling_rate: int = 16000) -> dict[str, Tensor]:
-    """One clip of seeded noise for a model that reads waveforms, on its device and in its precision.
+    """One clip of seeded noise, as a model of our families or any that reads waveforms wants it.
 
     Raises:
-        UserError: the model does not read waveforms, or `seconds` is not positive.
+        UserError: the model is another, or `seconds` is not positive.
     """
-    if model.main_input_name != "input_values":
+    if seconds <= 0:
+        raise UserError(f"the clip to profile must last more than 0 seconds, got {seconds}; 10 is usual")
+    inputs = example_of(model)(model, round(seconds * sampling_rate))
+    if model.main_input_name not in inputs:
         raise UserError(
             f"profiling needs a model that reads waveforms (input_values), got {type(model).__name__}, which reads "
             f"{model.main_input_name}; profile one of the HuBERT, wav2vec 2.0 or UniSpeech-SAT kind"
         )
-    if seconds <= 0:
-        raise UserError(f"the clip to profile must last more than 0 seconds, got {seconds}; 10 is usual")
-    noise = torch.randn(1, round(seconds * sampling_rate), generator=torch.Generator().manual_seed(0))
-    return {"input_values": noise.to(model.device, model.dtype)}
+    return inputs
 
 
 @contextmanager

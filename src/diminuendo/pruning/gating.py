@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from diminuendo.modules.kept_norm import KeptGroupNorm, KeptLayerNorm
+from diminuendo.modules.kept_norm import KeptDepthwiseConv1d, KeptGroupNorm, KeptLayerNorm, is_depthwise
 from diminuendo.pruning import hard_concrete
 from diminuendo.structure.axis import Axis, Selection
 
@@ -212,7 +212,10 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 
 
 def attach(model: nn.Module, gates: Gates) -> None:
-    """Puts the gates on the model: its weights become parametrised, its norms mindful of who is present."""
+    """Puts the gates on the model: its weights become parametrised.
+
+    Its norms and depthwise convolutions become mindful of who is present.
+    """
     touches: dict[str, list[_Touch]] = {}
     for axis in gates.axes:
         for piece in dict.fromkeys((*axis.slices, *axis.gates)):
@@ -229,8 +232,12 @@ def attach(model: nn.Module, gates: Gates) -> None:
             block = _width(model.get_submodule(path)) // axis.size
             _replace(model, path, partial(KeptLayerNorm, kept=partial(gates.is_open, axis.name, block)))
     for path, module in list(model.named_modules()):
-        if isinstance(module, nn.GroupNorm) and f"{path}.weight" in touches:
+        if f"{path}.weight" not in touches:
+            continue
+        if isinstance(module, nn.GroupNorm):
             _replace(model, path, KeptGroupNorm)
+        elif is_depthwise(module):
+            _replace(model, path, KeptDepthwiseConv1d)
     gates.set(gates.values)
     for name, found in touches.items():
         path, leaf = _split(name)

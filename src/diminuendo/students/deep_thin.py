@@ -19,11 +19,13 @@ def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
     convolutions are the teacher's, weights included (the published deep student draws them anew): from random ones
     short trainings do not recover.
 
-    Raises UserError if not even the narrowest student fits.
+    Raises UserError if not even the narrowest student fits, and for conformers.
     """
     config = teacher.config
     if is_ragged(teacher):
         raise UserError("this teacher was compressed, and a thin student is the original in small: give the original")
+    if hasattr(config, "conv_depthwise_kernel_size"):
+        raise UserError(f"a thin student has the layers of wav2vec 2.0; {config.model_type} is a conformer")
     step = math.lcm(config.num_attention_heads, config.num_conv_pos_embedding_groups)
     fitting, room = None, 0.0
     for width in range(step, config.hidden_size + 1, step):

@@ -1,7 +1,6 @@
 """Compression from a model and audio to a smaller model in a directory."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import Model, build_cost_model, family_of
+from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.profiling.latency import peak_memory_mb
 from diminuendo.pruning.budget import check_budget, smallest_cost
@@ -128,6 +128,10 @@ def dry_run(
     }
 
 
+def _frames_in_10_s(model: Model) -> int:
+    return int(family_of(model).frame_lengths(model, torch.tensor(10 * SAMPLING_RATE)))
+
+
 def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Model | None, recipe: str) -> _Job:
     if config.objective == "masked_prediction":
         if teacher is not None:
@@ -137,9 +141,11 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     depth, teacher_depth = source.model.config.num_hidden_layers, teacher.config.num_hidden_layers
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
-    strides, teacher_strides = source.model.config.conv_stride, teacher.config.conv_stride
-    if math.prod(strides) != math.prod(teacher_strides):
-        raise UserError(f"--teacher strides {teacher_strides}, MODEL {strides}: a teacher needs MODEL's frame rate")
+    frames, teacher_frames = (_frames_in_10_s(model) for model in (source.model, teacher))
+    if frames != teacher_frames:
+        raise UserError(
+            f"--teacher gives {teacher_frames} frames for 10 s, MODEL {frames}: a teacher needs MODEL's frame rate"
+        )
     config = config.resolved(default_layers(depth))
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):

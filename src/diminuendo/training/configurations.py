@@ -64,8 +64,9 @@ def read_configuration(source: str) -> Any:
         values = _from_file(source)
     values = dict(values)
     model_type = str(values.pop("model_type", None))
-    if model_type not in FAMILIES:
-        raise UserError(f"CONFIG {source}: model type {model_type!r}; expected one of {', '.join(FAMILIES)}")
+    known = [name for name, family in FAMILIES.items() if family.reads_waveforms]
+    if model_type not in known:
+        raise UserError(f"CONFIG {source}: model type {model_type!r}; expected one of {', '.join(known)}")
     cls: Any = FAMILIES[model_type].encoder_class
     try:
         config = cls.config_class(**values)

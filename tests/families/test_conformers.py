@@ -1,0 +1,71 @@
+"""What we change about conformers before they are gated changes nothing that they compute."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conformance.test_removal import gated_and_removed, relative_errors
+from diminuendo.export.huggingface import save
+from diminuendo.families import family_of
+from tiny import compress, extractor_of, inputs_of, tiny_model
+
+CONFORMERS = ["wav2vec2-conformer", "wav2vec2-bert"]
+LENGTHS = torch.tensor([8000, 5000])
+
+
+@pytest.mark.parametrize("position", ["relative", "rotary", None])
+@pytest.mark.parametrize("name", CONFORMERS)
+def test_a_plain_copy_equals_the_stock_model(name: str, position: str | None) -> None:
+    model = tiny_model(name, position_embeddings_type=position)
+    family = family_of(model)
+    assert max(relative_errors(family, family.plain(model), model, LENGTHS)) < 1e-6
+
+
+def test_the_positional_convolution_that_is_never_called_is_left_out() -> None:
+    model = tiny_model("wav2vec2-conformer")
+    plain = family_of(model).plain(model)
+    gone = {name for name in model.state_dict() if name not in plain.state_dict()}
+    assert {name.rpartition("pos_conv_embed")[0] for name in gone} == {"encoder."}
+    assert all("pos_conv_embed" not in name for name in plain.state_dict())
+
+
+@pytest.mark.parametrize("position", ["relative", "rotary"])
+@pytest.mark.parametrize("frames", [1, 2, 90])
+@pytest.mark.parametrize("name", CONFORMERS)
+def test_positions_are_the_stock_ones(name: str, frames: int, position: str) -> None:
+    model = tiny_model(name, position_embeddings_type=position)
+    ours, hidden = family_of(model).plain(model).encoder.embed_positions, torch.zeros(2, frames, 32)
+    assert torch.equal(ours(hidden), model.encoder.embed_positions(hidden))
+
+
+@pytest.mark.parametrize("position", ["relative", "rotary"])
+def test_a_pass_in_bf16_or_in_inference_mode_leaves_nothing_behind(position: str) -> None:
+    model = tiny_model("wav2vec2-conformer", position_embeddings_type=position)
+    plain, inputs = family_of(model).plain(model), inputs_of(model)
+    with torch.inference_mode():
+        before = plain(**inputs).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16):
+            plain(**inputs)
+    after = plain(**inputs).last_hidden_state
+    after.sum().backward()
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("style", ["base", "large"])
+@pytest.mark.parametrize("name", CONFORMERS)
+def test_removing_again_from_a_removed_model_equals_gating_it(name: str, style: str) -> None:
+    once = gated_and_removed(tiny_model(name, style), "channels", "minimum")[1]
+    assert not hasattr(once.encoder.layers[0].conv_module, "pointwise_conv1")
+    gated, twice, expected, family = gated_and_removed(once, "heads", "some")
+    assert max(relative_errors(family, twice, gated, LENGTHS)) < 1e-5
+    assert expected == sum(p.numel() for p in twice.parameters())
+
+
+@pytest.mark.parametrize("style", ["base", "large"])
+@pytest.mark.parametrize("name", CONFORMERS)
+def test_a_compression_in_bf16_is_exact(name: str, style: str, audio_folder: Path, tmp_path: Path) -> None:
+    teacher = tiny_model(name, style, ctc=True)
+    save(teacher, extractor_of(teacher), tmp_path / "teacher")
+    result = compress(tmp_path / "teacher", audio_folder, tmp_path / "small", precision="bf16", keep="params=0.4")
+    assert float(str(result["removal_error"])) < 1e-4
