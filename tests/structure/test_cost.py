@@ -90,6 +90,12 @@ def test_expected_cost_equals_true_cost_in_mixed_styles(changes: dict[str, Any])
     check_removed(tiny_model("hubert", "base", **changes), seed=1)
 
 
+@pytest.mark.parametrize("position", ["relative_key", "relative", "rotary", None])
+def test_what_layers_are_told_of_positions_is_counted(position: str | None) -> None:
+    check_open(tiny_model("wav2vec2-bert", position_embeddings_type=position))
+    check_removed(tiny_model("wav2vec2-bert", position_embeddings_type=position), seed=1)
+
+
 @pytest.mark.parametrize("changes", [{"add_adapter": True, "output_hidden_size": 24}, {"adapter_attn_dim": 6}], ids=str)
 def test_adapters_are_counted_too(changes: dict[str, Any]) -> None:
     check_open(tiny_model("wav2vec2", "large", **changes))
