@@ -12,6 +12,20 @@ from transformers import (
     HubertConfig,
     HubertForCTC,
     HubertModel,
+    NemotronAsrStreamingConfig,
+    NemotronAsrStreamingEncoder,
+    NemotronAsrStreamingEncoderConfig,
+    NemotronAsrStreamingFeatureExtractor,
+    NemotronAsrStreamingForRNNT,
+    ParakeetCTCConfig,
+    ParakeetEncoder,
+    ParakeetEncoderConfig,
+    ParakeetFeatureExtractor,
+    ParakeetForCTC,
+    ParakeetForRNNT,
+    ParakeetForTDT,
+    ParakeetRNNTConfig,
+    ParakeetTDTConfig,
     SeamlessM4TFeatureExtractor,
     UniSpeechSatConfig,
     UniSpeechSatForCTC,
@@ -63,6 +77,20 @@ STYLES: dict[str, dict[str, dict[str, Any]]] = {
         "large": {"position_embeddings_type": "relative"},
     },
 }
+# Of these a style is an architecture, and the encoder's configuration is inside of a recogniser's.
+FAST_CONFORMERS: dict[str, dict[str, tuple[Any, Any]]] = {
+    "parakeet": {
+        "encoder": (ParakeetEncoderConfig, ParakeetEncoder),
+        "ctc": (ParakeetCTCConfig, ParakeetForCTC),
+        "rnnt": (ParakeetRNNTConfig, ParakeetForRNNT),
+        "tdt": (ParakeetTDTConfig, ParakeetForTDT),
+    },
+    "nemotron": {
+        "encoder": (NemotronAsrStreamingEncoderConfig, NemotronAsrStreamingEncoder),
+        "rnnt": (NemotronAsrStreamingConfig, NemotronAsrStreamingForRNNT),
+    },
+}
+STYLES |= {family: {style: {} for style in styles} for family, styles in FAST_CONFORMERS.items()}
 TRANSFORMER_VARIANTS = [(family, style) for family in TRANSFORMERS for style in STYLES[family]]
 VARIANTS = [(family, style) for family, styles in STYLES.items() for style in styles]
 
@@ -82,10 +110,33 @@ def tiny_config(family: str = "hubert", style: str = "base", **changes: Any) -> 
     return CLASSES[family][0](**values | STYLES[family][style] | changes)
 
 
+def fast_conformer(family: str, style: str, **changes: Any) -> Any:
+    values: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "subsampling_conv_channels": 12,
+        "num_mel_bins": 32,
+        "conv_kernel_size": 5,
+    }
+    if family == "nemotron":
+        values |= {"sliding_window": 13, "default_num_lookahead_tokens": 3}
+    config, cls = FAST_CONFORMERS[family][style]
+    if style == "encoder":
+        return cls(config(**values | changes))
+    head = {"ctc": {"pad_token_id": 10}}.get(style, {"decoder_hidden_size": 24, "blank_token_id": 10})
+    return cls(config(encoder_config=values | changes, vocab_size=11, **head))
+
+
 def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False, seed: int = 0, **changes: Any) -> Any:
     """Weights large enough, biases and norms uneven enough, that an error anywhere shows in the output."""
     torch.manual_seed(seed)
-    model = CLASSES[family][2 if ctc else 1](tiny_config(family, style, **changes)).eval()
+    if family in FAST_CONFORMERS:
+        recogniser = "ctc" if family == "parakeet" else "rnnt"
+        model = fast_conformer(family, recogniser if ctc else style, **changes).eval()
+    else:
+        model = CLASSES[family][2 if ctc else 1](tiny_config(family, style, **changes)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -93,6 +144,8 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
             elif parameter.dim() == 2:
                 parameter *= 5  # else frames are nearly alike, and attention is, whatever it looks for
+            elif parameter.dim() == 4:
+                parameter *= 20
         for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer += 0.3 * torch.rand(buffer.shape, generator=generator)
@@ -102,7 +155,10 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
 def extractor_of(model: Any) -> Any:
     if model.main_input_name == "input_values":
         return Wav2Vec2FeatureExtractor(do_normalize=True)
-    return SeamlessM4TFeatureExtractor()
+    model_type = model.config.model_type
+    if "nemotron" in model_type:
+        return NemotronAsrStreamingFeatureExtractor(feature_size=32)
+    return ParakeetFeatureExtractor(feature_size=32) if "parakeet" in model_type else SeamlessM4TFeatureExtractor()
 
 
 def inputs_of(model: Any) -> dict[str, torch.Tensor]:

@@ -21,10 +21,12 @@ def selection_for(axes: Any, kind: str, edge: str) -> dict[str, torch.Tensor]:
     selection = {axis.name: torch.ones(axis.size, dtype=torch.bool) for axis in axes}
     if edge == "every sublayer of a layer":
         for axis in axes:
-            if axis.name.startswith("encoder.layers.1."):
+            if "layers.1." in axis.name and not axis.name.startswith("feature_extractor"):
                 selection[axis.name][:] = False
         return selection
     chosen = [axis for axis in axes if axis.kind == kind or edge == "everything that may"]
+    if edge == "first attention":
+        chosen, edge = [next(axis for axis in chosen if "att" in axis.name)], "minimum"
     for axis in chosen[:1] if edge == "first" else chosen:
         keep = {"some": (axis.size + 1) // 2, "one": 1}.get(edge, axis.minimum)
         if edge == "some" and axis.kind == "sublayer":
@@ -95,6 +97,15 @@ COVERING = [
     ("data2vec-audio", "stacked", "groups", "minimum"),
     ("data2vec-audio", "stacked", "sublayer", "every sublayer of a layer"),
     ("data2vec-audio", "stacked", "channels", "everything that may"),
+    ("parakeet", "encoder", "channels", "some"),
+    ("parakeet", "ctc", "heads", "minimum"),
+    ("parakeet", "rnnt", "sublayer", "some"),
+    ("parakeet", "tdt", "neurons", "one"),
+    ("parakeet", "rnnt", "channels", "everything that may"),
+    ("nemotron", "encoder", "channels", "minimum"),
+    ("nemotron", "rnnt", "channels", "some"),
+    ("nemotron", "rnnt", "heads", "some"),
+    ("nemotron", "rnnt", "sublayer", "every sublayer of a layer"),
     ("wav2vec2-conformer", "base", "channels", "some"),
     ("wav2vec2-conformer", "large", "channels", "minimum"),
     ("wav2vec2-conformer", "base", "heads", "some"),

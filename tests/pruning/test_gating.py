@@ -1,6 +1,7 @@
 """Gates on a model: neutral at the start, learnable everywhere, drawn reproducibly."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from diminuendo.families import family_of
 from diminuendo.modules.kept_norm import KeptLayerNorm
 from diminuendo.pruning import gating
 from diminuendo.pruning.gating import LOG_ALPHA_BOUND, Gates, attach, plain_state
-from tiny import VARIANTS, inputs_of, tiny_model
+from tiny import STYLES, VARIANTS, inputs_of, tiny_model
 
 
 def gated(model: Any, seed: int = 0) -> tuple[Any, Any, Gates]:
@@ -44,8 +45,32 @@ def test_gradient_reaches_the_gates_of_every_axis(family: str, style: str) -> No
     gates.set(torch.sigmoid(gates.log_alpha))
     sum(state.square().mean() for state in family_of(student).hidden_states(student, inputs_of(student))).backward()
     assert gates.log_alpha.grad is not None
-    without = [axis.name for axis in gates.axes if not gates.log_alpha.grad[gates.of(axis.name)].all()]
-    assert without == []
+    seen = [axis.name for axis in family_of(student).axes(family_of(student).encoder(student))]
+    found = {name: gates.log_alpha.grad[gates.of(name)] for name in seen}
+    # A rectifier may shut a channel for all of the input.
+    assert [name for name in seen if not (found[name].any() if "subsampling" in name else found[name].all())] == []
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a family calls the parts of a layer."""
+
+    layers: str = "encoder.layers"
+    attention: str = "attention"
+    first: str = "feed_forward"
+    second: str = "feed_forward"
+    output: str = "output_dense"
+    convolution: str | None = None
+
+
+CONFORMER = Parts(attention="self_attn", first="ffn1", second="ffn2", convolution="conv_module")
+FAST_CONFORMER = Parts("layers", "self_attn", "feed_forward1", "feed_forward2", "linear2", "conv")
+PARTS = dict.fromkeys(STYLES, Parts()) | {
+    "wav2vec2-conformer": CONFORMER,
+    "wav2vec2-bert": CONFORMER,
+    "parakeet": FAST_CONFORMER,
+    "nemotron": FAST_CONFORMER,
+}
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -58,23 +83,21 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     if cuda:
         monkeypatch.setattr(Gates, "_rounded_up", lambda *_: True)
     _, student, gates = gated(tiny_model(family, style))
-    conformer = family.startswith("wav2vec2-")
+    parts = PARTS[family]
+    channels = "feature_extractor.conv_layers.2.channels"
+    waveforms = family_of(student).reads_waveforms
     with torch.no_grad():
         gates.log_alpha.normal_(0.0, 4.0, generator=torch.Generator().manual_seed(0))
-        first, second = ("feed_forward",) * 2 if not conformer else ("ffn1", "ffn2")
-        attention = "attention" if not conformer else "self_attn"
-        shut = [f"encoder.layers.0.{attention}.heads"]
-        if family != "wav2vec2-bert":
-            shut.append("feature_extractor.conv_layers.2.channels")
-        if conformer:
-            shut.append("encoder.layers.1.conv_module.channels")
         for axis in gates.axes:
             if axis.kind == "sublayer":
                 gates.log_alpha[gates.of(axis.name)] = 8.0
-        for name in (*shut, f"encoder.layers.1.{second}"):
+        shut = [f"{parts.layers}.0.{parts.attention}.heads", f"{parts.layers}.1.{parts.second}"]
+        shut += [f"{parts.layers}.1.{parts.convolution}.channels"] if parts.convolution else []
+        shut += [channels] if waveforms else []
+        for name in shut:
             gates.log_alpha[gates.of(name)] = -8.0
-        if family != "wav2vec2-bert":
-            gates.log_alpha[gates.of("feature_extractor.conv_layers.2.channels")][3:6] = 8.0
+        if waveforms:
+            gates.log_alpha[gates.of(channels)][3:6] = 8.0
 
     def states_and_gradients() -> list[torch.Tensor]:
         student.zero_grad()
@@ -86,15 +109,15 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
         return [state.detach() for state in found] + [p.grad.clone() for p in learned if p.grad is not None]
 
     gates.sample(0)
-    feed_forward = getattr(student.encoder.layers[0], first)
-    opened = int((gates.values[gates.of(f"encoder.layers.0.{first}.neurons")] > 0).sum())
-    width = feed_forward.output_dense.weight.shape[1]
-    assert width == -(-opened // multiple) * multiple < feed_forward.output_dense.in_features
-    assert getattr(student.encoder.layers[1], second).output_dense.weight.shape[1] == 1
-    if conformer:
-        assert len(student.encoder.layers[1].conv_module.depthwise_conv.weight) == 1
-        assert 1 < len(student.encoder.layers[0].conv_module.depthwise_conv.weight) < 32
-    if family != "wav2vec2-bert":
+    layers = family_of(student).encoder(student).get_submodule(parts.layers)
+    last = getattr(getattr(layers[0], parts.first), parts.output)
+    opened = int((gates.values[gates.of(f"{parts.layers}.0.{parts.first}.neurons")] > 0).sum())
+    assert last.weight.shape[1] == -(-opened // multiple) * multiple < last.in_features
+    assert getattr(getattr(layers[1], parts.second), parts.output).weight.shape[1] == 1
+    if parts.convolution:
+        assert len(getattr(layers[1], parts.convolution).depthwise_conv.weight) == 1
+        assert 1 < len(getattr(layers[0], parts.convolution).depthwise_conv.weight) < 32
+    if waveforms:
         width = len(student.feature_extractor.conv_layers[2].conv.weight)
         assert width == max(3, multiple * (cuda or style == "base"))
     narrow = states_and_gradients()

@@ -42,6 +42,7 @@ def _auto_map(family: Family, model_type: str) -> dict[str, str]:
             module = Path(inspect.getfile(architecture.ragged)).stem
             found["AutoConfig"] = f"{module}.{architecture.ragged.config_class.__name__}"
             found[architecture.auto_class] = f"{module}.{architecture.ragged.__name__}"
+            found.setdefault("AutoModel", f"{module}.{architecture.ragged.__name__}")
     return found
 
 

@@ -44,6 +44,10 @@ class Family:
     hidden_states: the feature projection's output, then the output of every layer; each [batch, frames, dim].
     frame_lengths: the number of frames that a number of samples gives.
     example: the input that a clip of so many samples of noise gives.
+    run: runs a model on its input; of a transducer, all that runs once for every frame.
+    rates: of weights that `run` does not meet, how often a second they are multiplied with something, given the
+        number of frames a second.
+    encoder: the encoder inside a recogniser; an encoder itself.
     fast: the same function computed in the fastest way that we know, for a teacher; it shares the model's tensors.
     """
 
@@ -54,7 +58,10 @@ class Family:
     hidden_states: Callable[[Model, Mapping[str, Tensor]], tuple[Float[Tensor, "batch frames dim"], ...]]
     frame_lengths: Callable[[Model, Int[Tensor, " batch"]], Int[Tensor, " batch"]]
     example: Callable[[Model, int], dict[str, Tensor]] = waveform_example
+    run: Callable[[Model, Mapping[str, Tensor]], Any] = lambda model, inputs: model(**inputs)
+    rates: Callable[[Model, float], dict[str, float]] = lambda model, frames: {}
     fast: Callable[[Model], Model] = lambda model: model
+    encoder: Callable[[Model], Model] = lambda model: getattr(model, model.base_model_prefix, model)
 
     @property
     def encoder_class(self) -> Any:
@@ -72,10 +79,6 @@ class Family:
 
     def is_recogniser(self, model: Model) -> bool:
         return self.architecture_of(model) not in (None, self.architectures[0])
-
-    def encoder(self, model: Model) -> Model:
-        """The encoder inside a recogniser; an encoder itself."""
-        return getattr(model, model.base_model_prefix, model)
 
 
 def is_ragged(model: Model) -> bool:

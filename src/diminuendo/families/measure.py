@@ -25,7 +25,7 @@ def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostMo
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            width = module.out_channels if isinstance(module, nn.Conv1d) else module.out_features
+            width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             assert isinstance(width, int)
             positions[f"{name}.weight"] = output.numel() / width / SECONDS
 
@@ -34,16 +34,17 @@ def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostMo
     hooks = [
         module.register_forward_hook(count(name))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Linear)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
     ]
     samples = int(SECONDS * SAMPLING_RATE)
     try:
         with torch.inference_mode():
-            model(**family.example(model, samples))
+            family.run(model, family.example(model, samples))
     finally:
         for hook in hooks:
             hook.remove()
     frames = int(family.frame_lengths(model, torch.tensor([samples]))[0])
+    positions |= family.rates(model, frames / SECONDS)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     axes = family.axes(model) if axes is None else axes
     return cost_model(axes, shapes, positions, family.products(model, frames, SECONDS))

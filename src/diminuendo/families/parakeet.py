@@ -21,7 +21,9 @@ from transformers import (
     ParakeetForTDT,
 )
 
+from diminuendo.families.conformer import convolution_axes
 from diminuendo.families.family import Architecture, Family, Model
+from diminuendo.families.inputs import noise
 from diminuendo.families.parts import (
     along,
     attention_product,
@@ -35,6 +37,7 @@ from diminuendo.modules import ragged_nemotron, ragged_parakeet
 from diminuendo.modules.ragged_parakeet import NORMS, count_own_heads
 from diminuendo.structure.axis import Axis, Product, Slice
 
+LABELS_PER_SECOND = 4.0  # of subwords in read English
 HOP = 160  # samples from one frame of features to the next, in the extractors of both
 
 
@@ -81,32 +84,6 @@ def _attention_axes(attention: Any, name: str, prefix: str, norm: tuple[Slice, .
         yield heads_axis(attention, name, prefix, inputs, "o_proj", attention.head_dim, biases)
 
 
-def _convolution_axes(module: Any, name: str, prefix: str, norm: tuple[Slice, ...]) -> Iterator[Axis]:
-    """A channel has two rows before the gated linear unit, a filter, a place in the norm, and a column that reads."""
-    if not list(module.parameters()):
-        return
-    yield sublayer(module, name, prefix, "pointwise_conv2", norm)
-    if not hasattr(module, "depthwise_conv"):
-        return
-    here, channels = f"{prefix}{name}", module.depthwise_conv.out_channels
-    gate = Slice(f"{here}.pointwise_conv2.weight", 1)
-    yield Axis(
-        f"{name}.channels",
-        "channels",
-        channels,
-        slices=(
-            *along(module.pointwise_conv1, f"{here}.pointwise_conv1", offsets=(0, channels)),
-            *along(module.depthwise_conv, f"{here}.depthwise_conv"),
-            *along(module.norm, f"{here}.norm"),
-            *(Slice(f"{here}.norm.{name}", None) for name, buffer in module.norm.named_buffers() if buffer.dim() == 0),
-            gate,
-        ),
-        gates=(gate,),
-        norms=(f"{here}.norm",) if isinstance(module.norm, nn.LayerNorm) else (),
-        parent=name,
-    )
-
-
 def _transducer_axes(model: Any) -> Iterator[Axis]:
     lstm, embedding = model.decoder.lstm, Slice("decoder.embedding.weight", 1)
     first = Slice("decoder.lstm.weight_ih_l0", 1)
@@ -141,7 +118,7 @@ def axes(model: Model) -> tuple[Axis, ...]:
             if part == "self_attn":
                 found += _attention_axes(module, name, prefix, before)
             elif part == "conv":
-                found += _convolution_axes(module, name, prefix, before)
+                found += convolution_axes(module, name, prefix, "norm", before=before)
             else:
                 found += feed_forward_axes(module, name, prefix, "linear1", "linear2", before)
     if hasattr(model, "joint"):
@@ -176,6 +153,26 @@ def frame_lengths(model: Model, sample_lengths: Int[Tensor, " batch"]) -> Int[Te
     return lengths.long()
 
 
+def example(model: Model, samples: int) -> dict[str, Tensor]:
+    return {"input_features": noise(model, 1, samples // HOP, encoder_of(model).config.num_mel_bins)}
+
+
+def run(model: Model, inputs: Mapping[str, Tensor]) -> Any:
+    return model.get_audio_features(**inputs) if hasattr(model, "joint") else model(**inputs)
+
+
+def rates(model: Model, frames: float) -> dict[str, float]:
+    """The predictor runs for every label; the joint network, decoding greedily, for every label and every frame."""
+    if not hasattr(model, "joint"):
+        return {}
+    recurrent = [name for name, _ in model.decoder.lstm.named_parameters() if name.startswith("weight")]
+    return {
+        **{f"decoder.lstm.{name}": LABELS_PER_SECOND for name in recurrent},
+        "decoder.decoder_projector.weight": LABELS_PER_SECOND,
+        "joint.head.weight": LABELS_PER_SECOND + frames,
+    }
+
+
 def _family(*architectures: Architecture) -> Family:
     return Family(
         architectures=architectures,
@@ -184,6 +181,10 @@ def _family(*architectures: Architecture) -> Family:
         products=products,
         hidden_states=hidden_states,
         frame_lengths=frame_lengths,
+        example=example,
+        run=run,
+        rates=rates,
+        encoder=encoder_of,
     )
 
 

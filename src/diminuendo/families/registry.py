@@ -1,14 +1,11 @@
 """Which family a model belongs to."""
 
-from collections.abc import Callable
 from typing import Any
-
-from torch import Tensor
 
 from diminuendo.errors import UserError
 from diminuendo.families.data2vec import DATA2VEC_AUDIO
 from diminuendo.families.family import Family, Model
-from diminuendo.families.inputs import waveform_example
+from diminuendo.families.parakeet import NEMOTRON, PARAKEET
 from diminuendo.families.wav2vec2 import HUBERT, UNISPEECH_SAT, WAV2VEC2
 from diminuendo.families.wav2vec2_bert import WAV2VEC2_BERT
 from diminuendo.families.wav2vec2_conformer import WAV2VEC2_CONFORMER
@@ -16,7 +13,17 @@ from diminuendo.families.wavlm import WAVLM
 
 FAMILIES: dict[str, Family] = {
     architecture.model_types[0]: family
-    for family in (HUBERT, WAV2VEC2, UNISPEECH_SAT, WAVLM, DATA2VEC_AUDIO, WAV2VEC2_CONFORMER, WAV2VEC2_BERT)
+    for family in (
+        HUBERT,
+        WAV2VEC2,
+        UNISPEECH_SAT,
+        WAVLM,
+        DATA2VEC_AUDIO,
+        WAV2VEC2_CONFORMER,
+        WAV2VEC2_BERT,
+        PARAKEET,
+        NEMOTRON,
+    )
     for architecture in family.architectures
 }
 _RAGGED = {architecture.model_types[1]: family for family in FAMILIES.values() for architecture in family.architectures}
@@ -37,8 +44,7 @@ def family_of(model: Model) -> Family:
     return family_of_type(str(model.config.model_type))
 
 
-def example_of(model: Any) -> Callable[[Any, int], dict[str, Tensor]]:
-    """How to make an example input for a model; one that is of no family is taken to read waveforms."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    family = FAMILIES.get(str(model_type)) or _RAGGED.get(str(model_type))
-    return waveform_example if family is None else family.example
+def find_family(model: Any) -> Family | None:
+    """The family of a model; None for one that is of no family."""
+    model_type = str(getattr(getattr(model, "config", None), "model_type", None))
+    return FAMILIES.get(model_type) or _RAGGED.get(model_type)

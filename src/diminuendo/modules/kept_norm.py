@@ -48,29 +48,3 @@ class KeptGroupNorm(nn.GroupNorm):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.group_norm(hidden, hidden.shape[1], self.weight, self.bias, self.eps)
-
-
-class KeptDepthwiseConv1d(nn.Conv1d):
-    """Convolution with one filter for every channel, however many there are at the moment."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        assert is_depthwise(conv)
-        assert conv.padding_mode == "zeros"
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[0],
-            conv.stride[0],
-            conv.padding if isinstance(conv.padding, str) else conv.padding[0],
-            conv.dilation[0],
-            conv.groups,
-            conv.bias is not None,
-        )
-        self.weight, self.bias = conv.weight, conv.bias
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.conv1d(hidden, self.weight, self.bias, self.stride, self.padding, self.dilation, hidden.shape[1])
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv1d) and 1 < module.groups == module.in_channels == module.out_channels

@@ -20,16 +20,15 @@ from transformers import (
 from transformers.models.parakeet.modeling_parakeet import ParakeetRNNTDecoder
 
 from .ragged import (
-    Empty,
     EmptyAttention,
     Ragged,
     RaggedConfig,
-    Removed,
     RemovedAttention,
     Shape,
     resize,
     shrink_feed_forward,
 )
+from .ragged_conformer import drop_norms_before, shrink_convolution
 
 
 class AttentionView:
@@ -73,20 +72,6 @@ def shrink_attention(layer: Any, name: str, shape: Shape) -> None:
         attention.bias_v = nn.Parameter(torch.zeros(heads, attention.head_dim))
 
 
-def shrink_convolution(layer: Any, name: str, shape: Shape) -> None:
-    module, channels = layer.conv, shape[f"{name}.conv.channels"]
-    last = module.pointwise_conv2
-    if not shape[f"{name}.conv"] or (channels == 0 and last.bias is None):
-        layer.conv = Removed()
-    elif channels == 0:
-        layer.conv = Empty("pointwise_conv2", last.out_channels)
-    else:
-        resize(module.pointwise_conv1, writes=2 * channels)
-        resize(module.depthwise_conv, writes=channels)
-        resize(module.norm, writes=channels)
-        resize(last, reads=channels)
-
-
 NORMS = {
     "feed_forward1": "norm_feed_forward1",
     "self_attn": "norm_self_att",
@@ -101,11 +86,9 @@ def shrink_encoder(encoder: Any, shape: Shape) -> None:
         name = f"layers.{i}"
         shrink_feed_forward(layer, "feed_forward1", name, shape, "linear1", "linear2")
         shrink_attention(layer, name, shape)
-        shrink_convolution(layer, name, shape)
+        shrink_convolution(layer, "conv", name, shape, "norm")
         shrink_feed_forward(layer, "feed_forward2", name, shape, "linear1", "linear2")
-        for part, norm in NORMS.items():
-            if not shape[f"{name}.{part}"]:  # a norm before a sublayer has no other reader
-                setattr(layer, norm, nn.Identity())
+        drop_norms_before(layer, name, shape, NORMS)
     count_own_heads(encoder)
 
 

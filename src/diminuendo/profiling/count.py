@@ -1,6 +1,6 @@
 """Size and arithmetic of a model: parameters, bytes, multiply-accumulates per second of audio."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from diminuendo.errors import UserError
-from diminuendo.families.registry import example_of
+from diminuendo.families.inputs import waveform_example
+from diminuendo.families.registry import find_family
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -37,8 +38,27 @@ def count_macs_per_second(model: PreTrainedModel, seconds: float = 10.0, samplin
     # The counter does not see the two products inside a fused attention kernel; PyTorch's own unfused form shows them
     # without touching the model's configuration, as transformers' "eager" would have to.
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        run_once(model, inputs)
+    return counter.get_total_flops() / 2 / seconds + _beside(model, seconds, round(seconds * sampling_rate))
+
+
+def run_once(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    """Runs a model on its input; of a transducer, what runs once for every frame."""
+    family = find_family(model)
+    if family is None:
         model(**inputs)
-    return counter.get_total_flops() / 2 / seconds
+    else:
+        family.run(model, inputs)
+
+
+def _beside(model: PreTrainedModel, seconds: float, samples: int) -> float:
+    """MACs per second of what runs for every label (the flop counter would give 0 for an LSTM)."""
+    family = find_family(model)
+    if family is None:
+        return 0.0
+    frames = int(family.frame_lengths(model, torch.tensor([samples]))[0])
+    rates = family.rates(model, frames / seconds)
+    return float(sum(model.get_parameter(name).numel() * rate for name, rate in rates.items()))
 
 
 def example_inputs(model: PreTrainedModel, seconds: float, sampling_rate: int = 16000) -> dict[str, Tensor]:
@@ -49,7 +69,8 @@ def example_inputs(model: PreTrainedModel, seconds: float, sampling_rate: int = 
     """
     if seconds <= 0:
         raise UserError(f"the clip to profile must last more than 0 seconds, got {seconds}; 10 is usual")
-    inputs = example_of(model)(model, round(seconds * sampling_rate))
+    family = find_family(model)
+    inputs = (waveform_example if family is None else family.example)(model, round(seconds * sampling_rate))
     if model.main_input_name not in inputs:
         raise UserError(
             f"profiling needs a model that reads waveforms (input_values), got {type(model).__name__}, which reads "

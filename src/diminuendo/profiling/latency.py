@@ -18,6 +18,7 @@ from diminuendo.profiling.count import (
     count_parameters,
     evaluating,
     example_inputs,
+    run_once,
     saved_bytes,
 )
 
@@ -98,7 +99,7 @@ def profile(model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, run
 def _forward_ms(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
     with evaluating(model):
         started = time.perf_counter()
-        model(**inputs)
+        run_once(model, inputs)
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         return (time.perf_counter() - started) * 1000

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from diminuendo.modules.kept_norm import KeptDepthwiseConv1d, KeptGroupNorm, KeptLayerNorm, is_depthwise
+from diminuendo.modules.kept_norm import KeptGroupNorm, KeptLayerNorm
+from diminuendo.modules.present import follow_sizes
 from diminuendo.pruning import hard_concrete
 from diminuendo.structure.axis import Axis, Selection
 
@@ -231,13 +232,12 @@ def attach(model: nn.Module, gates: Gates) -> None:
         for path in axis.norms:
             block = _width(model.get_submodule(path)) // axis.size
             _replace(model, path, partial(KeptLayerNorm, kept=partial(gates.is_open, axis.name, block)))
+    touched = {_split(name)[0] for name in touches}
     for path, module in list(model.named_modules()):
-        if f"{path}.weight" not in touches:
-            continue
-        if isinstance(module, nn.GroupNorm):
+        if path in touched and isinstance(module, nn.GroupNorm):
             _replace(model, path, KeptGroupNorm)
-        elif is_depthwise(module):
-            _replace(model, path, KeptDepthwiseConv1d)
+        elif path in touched:
+            follow_sizes(module)
     gates.set(gates.values)
     for name, found in touches.items():
         path, leaf = _split(name)

@@ -27,8 +27,13 @@ class Source:
 
 
 def free_axes(model: Model, fixed: Collection[str]) -> tuple[Axis, ...]:
-    """The axes that may shrink: those of other kinds than `fixed`."""
-    free = [axis for axis in family_of(model).axes(model) if axis.kind not in fixed]
+    """The axes that may shrink: those of the encoder, of other kinds than `fixed`.
+
+    What follows the encoder (a transducer's predictor and joint network) no loss on hidden states sees.
+    """
+    family = family_of(model)
+    seen = {axis.name for axis in family.axes(family.encoder(model))}
+    free = [axis for axis in family.axes(model) if axis.name in seen and axis.kind not in fixed]
     names = {axis.name for axis in free}
     return tuple(axis if axis.parent in names else replace(axis, parent=None) for axis in free)
 

@@ -1,0 +1,82 @@
+"""Parakeet and streaming Nemotron: what a recogniser puts out, and streaming after removal."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.parakeet.generation_parakeet import ParakeetRNNTDecoderCache
+
+from conformance.test_removal import gated_and_removed
+from diminuendo.families import family_of
+from tiny import extractor_of, inputs_of, tiny_model
+
+TRANSDUCERS = [("parakeet", "rnnt"), ("parakeet", "tdt"), ("nemotron", "rnnt")]
+
+
+def logits(model: Any) -> torch.Tensor:
+    tokens = torch.tensor([[10, 1, 2, 3], [10, 4, 5, 5]])
+    with torch.inference_mode():
+        found: torch.Tensor = model(**inputs_of(model), decoder_input_ids=tokens).logits
+    return found
+
+
+@pytest.mark.parametrize(("kind", "edge"), [("channels", "some"), ("channels", "one"), ("sublayer", "some")])
+@pytest.mark.parametrize(("family", "style"), TRANSDUCERS)
+def test_logits_of_a_removed_transducer_equal_those_of_the_gated_one(
+    family: str, style: str, kind: str, edge: str
+) -> None:
+    gated, removed, _, _ = gated_and_removed(tiny_model(family, style), kind, edge)
+    torch.testing.assert_close(logits(removed), logits(gated), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "style"), TRANSDUCERS)
+def test_greedy_decoding_with_a_cache_follows_the_widths(family: str, style: str) -> None:
+    _, removed, _, _ = gated_and_removed(tiny_model(family, style), "channels", "some")
+    widths = removed.decoder.embedding.embedding_dim, removed.decoder.lstm.hidden_size, removed.joint.head.in_features
+    assert widths == (12, 12, 12)
+    tokens = torch.tensor([[10], [10]])
+    with torch.inference_mode():
+        whole = removed.decoder(torch.tensor([[10, 3, 4], [10, 5, 6]]))
+        held = ParakeetRNNTDecoderCache(removed.config)
+        steps = [removed.decoder(tokens, held)]
+        steps += [removed.decoder(step, held) for step in (torch.tensor([[3], [5]]), torch.tensor([[4], [6]]))]
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("kind", "edge"), [("heads", "some"), ("channels", "some"), ("sublayer", "first attention"), ("sublayer", "some")]
+)
+def test_chunk_by_chunk_equals_the_whole_utterance_after_removal(kind: str, edge: str, lookahead: int) -> None:
+    """Chunks of lookahead + 1 frames; the first one is shorter, since the subsampling has no past to see."""
+    model = tiny_model("nemotron", "rnnt")
+    _, removed, _, _ = gated_and_removed(model, kind, edge)
+    frames = 8 * 12 - 7
+    features, chunks = torch.randn(2, frames, 32), []
+    cache, padding, start = None, None, 0
+    with torch.inference_mode():
+        whole = removed.encoder(features, num_lookahead_tokens=lookahead).last_hidden_state
+        while start < frames:
+            end = start + 8 * (lookahead + 1) - (7 if start == 0 else 0)
+            output = removed.encoder(
+                features[:, start:end],
+                use_cache=True,
+                past_key_values=cache,
+                padding_cache=padding,
+                num_lookahead_tokens=lookahead,
+            )
+            cache, padding, start = output.past_key_values, output.padding_cache, end
+            chunks.append(output.last_hidden_state)
+    torch.testing.assert_close(torch.cat(chunks, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_are_those_that_the_extractor_and_the_model_do_not_mask() -> None:
+    for family, style in [("parakeet", "encoder"), ("nemotron", "encoder")]:
+        model = tiny_model(family, style)
+        lengths = torch.tensor([8000, 5000, 4999, 1700])
+        waveforms = torch.randn(4, 8000) * (torch.arange(8000) < lengths[:, None])
+        clips = [clip[:length].numpy() for clip, length in zip(waveforms, lengths.tolist(), strict=True)]
+        made = extractor_of(model)(clips, sampling_rate=16_000, return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            mask = model(made["input_features"], attention_mask=made["attention_mask"]).attention_mask
+        assert family_of(model).frame_lengths(model, lengths).tolist() == mask.sum(1).tolist()
