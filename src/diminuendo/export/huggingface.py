@@ -82,8 +82,8 @@ def _copy_tokenizer(source: str, directory: Path) -> None:
             found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
             if found is not None:
                 shutil.copyfile(found, directory / name)
-        if not (directory / "vocab.json").is_file():
-            log.warning("%s has no vocab.json: the recogniser comes without a tokenizer", source)
+        if not any((directory / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+            log.warning("%s has no vocab.json or tokenizer.json: the recogniser comes without a tokenizer", source)
             return
         config = directory / "tokenizer_config.json"
         values = json.loads(config.read_text()) if config.is_file() else {}

@@ -5,7 +5,7 @@ from diminuendo.families.family import Family, Model
 from diminuendo.families.inputs import model_inputs
 from diminuendo.families.load import load, load_feature_extractor
 from diminuendo.families.measure import build_cost_model
-from diminuendo.families.registry import FAMILIES, family_of
+from diminuendo.families.registry import FAMILIES, encoder_config, family_of
 
 __all__ = [
     "FAMILIES",
@@ -13,6 +13,7 @@ __all__ = [
     "Model",
     "build",
     "build_cost_model",
+    "encoder_config",
     "family_of",
     "load",
     "load_feature_extractor",

@@ -47,6 +47,7 @@ class Family:
     run: runs a model on its input; of a transducer, all that runs once for every frame.
     rates: of weights that `run` does not meet, how often a second they are multiplied with something, given the
         number of frames a second.
+    head: of a recogniser what reads the encoder's output, a linear layer or a convolution of one frame.
     encoder: the encoder inside a recogniser; an encoder itself.
     fast: the same function computed in the fastest way that we know, for a teacher; it shares the model's tensors.
     """
@@ -61,6 +62,7 @@ class Family:
     run: Callable[[Model, Mapping[str, Tensor]], Any] = lambda model, inputs: model(**inputs)
     rates: Callable[[Model, float], dict[str, float]] = lambda model, frames: {}
     fast: Callable[[Model], Model] = lambda model: model
+    head: Callable[[Model], Any] = lambda model: model.lm_head
     encoder: Callable[[Model], Model] = lambda model: getattr(model, model.base_model_prefix, model)
 
     @property

@@ -184,6 +184,7 @@ def _family(*architectures: Architecture) -> Family:
         example=example,
         run=run,
         rates=rates,
+        head=lambda model: model.encoder_projector if hasattr(model, "joint") else model.ctc_head,
         encoder=encoder_of,
     )
 

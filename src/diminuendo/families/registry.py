@@ -44,6 +44,11 @@ def family_of(model: Model) -> Family:
     return family_of_type(str(model.config.model_type))
 
 
+def encoder_config(model: Model) -> Any:
+    """The configuration of the encoder, inside of a recogniser or alone."""
+    return family_of(model).encoder(model).config
+
+
 def find_family(model: Any) -> Family | None:
     """The family of a model; None for one that is of no family."""
     model_type = str(getattr(getattr(model, "config", None), "model_type", None))

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 class _DepthwiseOfInput:
     """A convolution with one filter for every channel that comes in."""
 
-    groups: int
-
     def _conv_forward(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        self.groups = hidden.shape[1]
+        self.groups = self.in_channels = self.out_channels = hidden.shape[1]
         return super()._conv_forward(hidden, weight, bias)  # type: ignore[misc]
 
 

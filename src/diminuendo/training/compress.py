@@ -12,7 +12,7 @@ from lhotse import CutSet
 from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import Model, build_cost_model, family_of
+from diminuendo.families import Model, build_cost_model, encoder_config, family_of
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.profiling.latency import peak_memory_mb
@@ -138,7 +138,7 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
             raise UserError("--teacher: the objective masked_prediction has no teacher; leave one of the two out")
         labels_of(source.name)
     teacher = source.model if teacher is None else teacher
-    depth, teacher_depth = source.model.config.num_hidden_layers, teacher.config.num_hidden_layers
+    depth, teacher_depth = (encoder_config(model).num_hidden_layers for model in (source.model, teacher))
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
     frames, teacher_frames = (_frames_in_10_s(model) for model in (source.model, teacher))

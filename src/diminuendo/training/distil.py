@@ -10,7 +10,7 @@ from lhotse import CutSet
 
 from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, default_layers
 from diminuendo.export.huggingface import save
-from diminuendo.families import Model
+from diminuendo.families import Model, encoder_config
 from diminuendo.profiling.count import count_parameters
 from diminuendo.training.config import LoopConfig, TrainingConfig
 from diminuendo.training.kernels import choose_attention
@@ -56,8 +56,8 @@ def distil(
         **clips_of(cuts),
         "config": asdict(config),
     }
-    layers = default_layers(teacher.config.num_hidden_layers)
-    widths = student.config.hidden_size, teacher.config.hidden_size
+    layers = default_layers(encoder_config(teacher).num_hidden_layers)
+    widths = encoder_config(student).hidden_size, encoder_config(teacher).hidden_size
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         device = trainer.accelerator.device

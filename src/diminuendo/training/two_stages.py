@@ -12,7 +12,7 @@ from torch import nn
 
 from diminuendo.data.batching import Batch, look_at_one
 from diminuendo.distillation.hidden import HiddenDistillation
-from diminuendo.families import Model, family_of
+from diminuendo.families import Model, encoder_config, family_of
 from diminuendo.pruning.budget import select, selected_cost
 from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach
 from diminuendo.structure.cost import CostModel
@@ -48,8 +48,8 @@ class TwoStages:
         self.family = family_of(source.model)
 
     def _distillation(self) -> HiddenDistillation:
-        student_dim, teacher_dim = self.source.model.config.hidden_size, self.teacher.config.hidden_size
         config = self.config
+        student_dim, teacher_dim = (encoder_config(model).hidden_size for model in (self.source.model, self.teacher))
         torch.manual_seed(config.seed)
         return HiddenDistillation(
             self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
@@ -205,12 +205,14 @@ class TwoStages:
         """
         if self.teacher is not self.source.model or not self.family.is_recogniser(removed):
             return
-        if removed.config.num_hidden_layers not in self.layers or getattr(removed.config, "add_adapter", False):
+        encoder = encoder_config(removed)
+        if encoder.num_hidden_layers not in self.layers or getattr(encoder, "add_adapter", False):
             return
-        head = removed.lm_head
+        head = self.family.head(removed)
         shared = distillation.maps["shared"].to(head.weight.device)
-        head.bias += head.weight @ shared.bias
-        head.weight.copy_(head.weight @ shared.weight)
+        weight = head.weight.flatten(1)
+        head.bias += weight @ shared.bias
+        head.weight.copy_((weight @ shared.weight).view_as(head.weight))
 
 
 def _trained(*modules: nn.Module) -> list[nn.Parameter]:
