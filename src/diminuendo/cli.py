@@ -261,6 +261,26 @@ def profile(
     _print(api.profile(model, seconds=seconds, threads=threads, runs=runs), as_json, cli_text.profile_text)
 
 
+@app.command()
+def sensitivity(
+    model: ModelArgument,
+    data: DataArgument,
+    out: Annotated[Path | None, typer.Option(help="A directory for result.json and the plot.")] = None,
+    seconds: Annotated[float, typer.Option(help="Audio to measure on, about; at most all there is.")] = 60.0,
+    device: Device = "auto",
+    threads: Threads = None,
+    split: Split = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """How far MODEL's hidden states move when one axis is cut to half, for every axis."""
+    _prepare(threads, quiet)
+    from diminuendo import api
+
+    result = api.sensitivity(model, data, out, seconds=seconds, split=split, device=device, quiet=quiet)
+    _print(result, as_json, cli_text.sensitivity_text)
+
+
 def _prepare(threads: int | None, quiet: bool) -> None:
     """Threads, and a standard error that holds only what concerns the user."""
     if threads is not None and threads < 1:

@@ -47,3 +47,26 @@ def profile_text(result: dict[str, Any]) -> str:
             f"peak memory       {result['peak_memory_mb']:,.0f} MB",
         ]
     )
+
+
+def sensitivity_text(result: dict[str, Any]) -> str:
+    rows = [("axis", "kept", "params freed", "MACs freed", "last state", "largest, state")]
+    for row in result["rows"]:
+        rows.append(
+            (
+                row["axis"],
+                f"{row['kept']:,} / {row['members']:,}",
+                f"{row['params_freed']:.2%}",
+                f"{row['macs_freed']:.2%}",
+                f"{row['last']:.3f}",
+                f"{row['largest']:.3f}, {row['changes'].index(row['largest']):2}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{result['audio_seconds']:.0f} s of audio, {result['states']} hidden states; relative change of the last one "
+        "and of the one that moves most when one axis is cut",
+        "",
+        *("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in rows),
+    ]
+    return "\n".join([*lines, *([f"\n{result['out']}"] if "out" in result else [])])
