@@ -136,6 +136,23 @@ def test_json_prints_exactly_one_object_with_the_promised_keys(
     assert Path(json.loads(printed)["report"]).read_text().startswith("<!DOCTYPE html>")
 
 
+def test_sensitivity_prints_one_object_or_a_row_an_axis(
+    inputs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["sensitivity", inputs["model"], inputs["audio"], "--seconds", "2", "--device", "cpu"]
+    status, printed, err = run(capsys, monkeypatch, *arguments, "--json", "--quiet")
+    result = json.loads(printed)
+    assert (status, err) == (0, "")
+    assert (result["command"], result["model"]) == ("sensitivity", str(inputs["model"]))
+    assert 2 <= result["audio_seconds"] < 4
+    assert {len(row["changes"]) for row in result["rows"]} == {result["states"]} == {4}
+    assert {"axis", "kind", "members", "kept", "params_freed", "macs_freed"} <= result["rows"][0].keys()
+    status, printed, err = run(capsys, monkeypatch, *arguments)
+    names = [line.split()[0] for line in printed.splitlines()[3:]]
+    assert (status, names) == (0, [row["axis"] for row in result["rows"]])
+    assert "about" in err
+
+
 def test_a_dry_run_prints_the_budget_and_writes_nothing(
     inputs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +209,14 @@ def test_pretraining_makes_a_model_that_can_be_compressed(
         (["profile", "{model}", "--seconds", "inf"], "expected the length of a clip"),
         (["evaluate", "{model}", "{audio}", "--device", "tpu"], "expected auto, cpu or cuda"),
         (["report", "{empty}", "--out", "{root}/report.html"], "no run"),
+        (["sensitivity", "{model}", "{audio}", "--seconds", "0"], "expected how much audio"),
+        (["sensitivity", "{model}", "{audio}", "--device", "tpu"], "expected auto, cpu or cuda"),
+        (["sensitivity", "{model}", "{audio}", "--threads", "0"], "--threads must be at least 1"),
+        (["sensitivity", "{model}", "{gone}"], "none of the 1 clips can be used"),
+        (["sensitivity", "{model}", "{root}/splits.jsonl", "--split", "test"], "no split 'test'"),
+        (["sensitivity", "{bert}", "{audio}"], "supported are hubert"),
+        (["sensitivity", "{model}", "{audio}", "--out", "{root}/full"], "is not an empty directory"),
+        (["sensitivity", "{model}", "{audio}", "--out", "{root}/splits.jsonl/out"], "cannot be made"),
         (["nosuch"], "nosuch"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,

@@ -22,7 +22,7 @@ ORDER = (
     {"training"},
     {"report", "recipes"},
     {"api"},
-    {"demo"},
+    {"demo", "cli_text"},
     {"cli"},
     {"__init__", "__main__"},
 )

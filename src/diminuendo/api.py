@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from diminuendo.data.manifest import ALL, read_cuts
 from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import encoder_features, run_probe
+from diminuendo.evaluation.sensitivity import audio_batches, measure
 from diminuendo.families import Model, family_of, load, load_feature_extractor
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.profiling.latency import profile as profile_model
@@ -24,6 +25,7 @@ from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig, TrainingConfig
 from diminuendo.training.device import device_type
 from diminuendo.training.pretrain_config import PretrainConfig
+from diminuendo.training.progress import tracked
 from diminuendo.training.removing import Source
 
 log = logging.getLogger(__name__)
@@ -215,3 +217,56 @@ def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 
     if int(family_of(loaded).frame_lengths(loaded, samples)) < 1:
         raise UserError(f"--seconds {seconds:g} is too short for a frame of the model; 10 is usual")
     return profile_model(loaded, seconds, threads, runs)
+
+
+def sensitivity(
+    model: str | Path | Model,
+    data: str | Path,
+    out: str | Path | None = None,
+    *,
+    seconds: float = 60.0,
+    split: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """How far hidden states move on about `seconds` of audio when one axis is cut to half; see evaluation.sensitivity.
+
+    With `out`, a new or empty directory, the result is kept there as result.json, with a plot.
+    """
+    here = device_type(device)
+    if not 1 <= seconds < math.inf:
+        raise UserError(f"--seconds {seconds:g}: expected how much audio to measure on, 1 s or more; 60 is usual")
+    directory = None if out is None else Path(out)
+    if directory is not None and directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(f"--out {directory} exists and is not an empty directory; give another")
+    cuts = read_cuts(data, split)
+    source = source_of(model)
+    batches = audio_batches(cuts, seconds)
+    if directory is not None:  # before the measurement, which would be lost
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--out {directory} cannot be made ({error.strerror}); give a directory that you may write"
+            ) from error
+    rows = measure(
+        source.model,
+        source.extractor,
+        batches,
+        here,
+        lambda passes: tracked(passes, "sensitivity", "passes", quiet),
+    )
+    result = {
+        "command": "sensitivity",
+        "model": source.name,
+        "audio_seconds": round(sum(batch.seconds for batch in batches), 3),
+        "clips": sum(len(batch.cuts) for batch in batches),
+        "states": len(rows[0].changes),
+        "rows": [asdict(row) for row in rows],
+    }
+    if directory is not None:
+        from diminuendo.report.sensitivity import write_sensitivity  # matplotlib: not for every command
+
+        result["out"] = str(directory)
+        write_sensitivity(result, rows, directory)
+    return result

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer._click.exceptions import ClickException
 
+from diminuendo import cli_text
 from diminuendo.errors import Interrupted, UserError
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -113,30 +114,7 @@ def compress(
     )
     if not _is_main_process():
         return
-    _print(result, as_json, _dry_run_text if dry_run else _compress_text)
-
-
-def _compress_text(result: dict[str, Any]) -> str:
-    params, macs = result["params"], result["macs_per_second"]
-    return "\n".join(
-        [
-            f"parameters      {params['teacher']:>14,} -> {params['student']:>14,}   {params['kept']:.1%} kept",
-            f"MACs per second {macs['teacher']:>14,.0f} -> {macs['student']:>14,.0f}   {macs['kept']:.1%} kept",
-            f"removed equals gated to {result['removal_error']:.1e}",
-            f"{result['out']}",
-        ]
-    )
-
-
-def _dry_run_text(result: dict[str, Any]) -> str:
-    return "\n".join(
-        [
-            f"budget {result['budget']}: {result['asked']:,.0f} of {result['total']:,.0f}; "
-            f"the smallest possible is {result['smallest_possible']:,.0f} ({result['smallest_possible_kept']:.1%})",
-            f"about {result['estimated_seconds']:,.0f} s and {result['estimated_memory_mb']:,} MB "
-            f"({result['seconds_per_step']:.2f} s a joint step)",
-        ]
-    )
+    _print(result, as_json, cli_text.dry_run_text if dry_run else cli_text.compress_text)
 
 
 @app.command()
@@ -212,16 +190,7 @@ def pretrain(
         ),
     )
     if _is_main_process():
-        _print(result, as_json, _pretrain_dry_run_text if dry_run else _pretrain_text)
-
-
-def _pretrain_text(result: dict[str, Any]) -> str:
-    return f"{result['params']:,} parameters, accuracies {result['accuracy']}\n{result['out']}"
-
-
-def _pretrain_dry_run_text(result: dict[str, Any]) -> str:
-    seconds, memory = result["estimated_seconds"], result["estimated_memory_mb"]
-    return f"{result['params']:,} parameters, {result['steps']} steps\nabout {seconds:,.0f} s and {memory:,} MB"
+        _print(result, as_json, cli_text.pretrain_dry_run_text if dry_run else cli_text.pretrain_text)
 
 
 @app.command()
@@ -289,21 +258,27 @@ def profile(
     _prepare(threads, quiet)
     from diminuendo import api
 
-    _print(api.profile(model, seconds=seconds, threads=threads, runs=runs), as_json, _profile_text)
+    _print(api.profile(model, seconds=seconds, threads=threads, runs=runs), as_json, cli_text.profile_text)
 
 
-def _profile_text(result: dict[str, Any]) -> str:
-    latency = result["latency_ms"]
-    return "\n".join(
-        [
-            f"parameters        {result['params']:,} ({result['bytes'] / 1e6:,.1f} MB)",
-            f"MACs per second   {result['macs_per_second']:,.0f}",
-            f"latency           {latency['p50']:.1f} ms median, {latency['p95']:.1f} ms p95 "
-            f"({result['seconds']:g} s of audio, {result['threads']} threads)",
-            f"real-time factor  {result['real_time_factor']:.4f}",
-            f"peak memory       {result['peak_memory_mb']:,.0f} MB",
-        ]
-    )
+@app.command()
+def sensitivity(
+    model: ModelArgument,
+    data: DataArgument,
+    out: Annotated[Path | None, typer.Option(help="A directory for result.json and the plot.")] = None,
+    seconds: Annotated[float, typer.Option(help="Audio to measure on, about; at most all there is.")] = 60.0,
+    device: Device = "auto",
+    threads: Threads = None,
+    split: Split = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """How far MODEL's hidden states move when one axis is cut to half, for every axis."""
+    _prepare(threads, quiet)
+    from diminuendo import api
+
+    result = api.sensitivity(model, data, out, seconds=seconds, split=split, device=device, quiet=quiet)
+    _print(result, as_json, cli_text.sensitivity_text)
 
 
 def _prepare(threads: int | None, quiet: bool) -> None:

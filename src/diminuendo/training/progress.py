@@ -1,9 +1,9 @@
 """What a person sees of a long run (on standard error), and what TensorBoard gets."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from diminuendo.errors import UserError
 
 SECONDS_BETWEEN_LINES = 10.0
+
+T = TypeVar("T")
 
 
 class Diverged(UserError):  # noqa: N818 - what happened, as with Interrupted
@@ -56,17 +58,37 @@ class StageProgress:
 
     def report(self, step: int, total_step: int, values: Mapping[str, float]) -> None:
         """Shows the values of an interval that ends with `step` steps done."""
-        text = describe(values)
-        self.bar.update(self.task, state=text)
-        now = time.monotonic()
-        if not self.quiet and not self.console.is_terminal and (now > self.next_line or step == self.steps):
-            self.next_line = now + SECONDS_BETWEEN_LINES
-            each = (time.monotonic() - self.started) / max(1, step - self.first)
-            left = duration_text(each * (self.steps - step))
-            self.console.print(f"{self.name} {step}/{self.steps}  {text}  {left} left", highlight=False, soft_wrap=True)
+        self.say(step, describe(values))
         if self.writer is not None:
             for key, value in values.items():
                 self.writer.add_scalar(f"{self.name}/{key}", value, total_step)
+
+    def say(self, step: int, text: str) -> None:
+        """Beside the bar; where there is none, now and then in a line of its own."""
+        self.bar.update(self.task, state=text)
+        now = time.monotonic()
+        if not self.console.is_terminal and (now > self.next_line or step == self.steps):
+            self.next_line = now + SECONDS_BETWEEN_LINES
+            each = (time.monotonic() - self.started) / max(1, step - self.first)
+            left = duration_text(each * (self.steps - step))
+            self.print(f"{self.name} {step}/{self.steps}  {text}  {left} left")
+
+    def print(self, line: str) -> None:
+        if not self.quiet:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def tracked(items: Sequence[T], name: str, unit: str, quiet: bool) -> Iterator[T]:
+    """The items one by one, with a bar, and soon an estimate of how long whoever takes them needs for all."""
+    with StageProgress(name, len(items), 0, offset=0, quiet=quiet, tensorboard=None) as progress:
+        for done, item in enumerate(items, 1):
+            started = time.monotonic()
+            yield item
+            progress.advance()
+            if done == 2:  # the first one warms up
+                each = time.monotonic() - started
+                progress.print(f"about {duration_text(each * len(items))} for {len(items):,} {unit} (from one)")
+            progress.say(done, unit)
 
 
 class Meter:

@@ -1,0 +1,72 @@
+"""What the commands print for people; `--json` prints the same results as they are."""
+
+from typing import Any
+
+
+def compress_text(result: dict[str, Any]) -> str:
+    params, macs = result["params"], result["macs_per_second"]
+    return "\n".join(
+        [
+            f"parameters      {params['teacher']:>14,} -> {params['student']:>14,}   {params['kept']:.1%} kept",
+            f"MACs per second {macs['teacher']:>14,.0f} -> {macs['student']:>14,.0f}   {macs['kept']:.1%} kept",
+            f"removed equals gated to {result['removal_error']:.1e}",
+            f"{result['out']}",
+        ]
+    )
+
+
+def dry_run_text(result: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"budget {result['budget']}: {result['asked']:,.0f} of {result['total']:,.0f}; "
+            f"the smallest possible is {result['smallest_possible']:,.0f} ({result['smallest_possible_kept']:.1%})",
+            f"about {result['estimated_seconds']:,.0f} s and {result['estimated_memory_mb']:,} MB "
+            f"({result['seconds_per_step']:.2f} s a joint step)",
+        ]
+    )
+
+
+def pretrain_text(result: dict[str, Any]) -> str:
+    return f"{result['params']:,} parameters, accuracies {result['accuracy']}\n{result['out']}"
+
+
+def pretrain_dry_run_text(result: dict[str, Any]) -> str:
+    seconds, memory = result["estimated_seconds"], result["estimated_memory_mb"]
+    return f"{result['params']:,} parameters, {result['steps']} steps\nabout {seconds:,.0f} s and {memory:,} MB"
+
+
+def profile_text(result: dict[str, Any]) -> str:
+    latency = result["latency_ms"]
+    return "\n".join(
+        [
+            f"parameters        {result['params']:,} ({result['bytes'] / 1e6:,.1f} MB)",
+            f"MACs per second   {result['macs_per_second']:,.0f}",
+            f"latency           {latency['p50']:.1f} ms median, {latency['p95']:.1f} ms p95 "
+            f"({result['seconds']:g} s of audio, {result['threads']} threads)",
+            f"real-time factor  {result['real_time_factor']:.4f}",
+            f"peak memory       {result['peak_memory_mb']:,.0f} MB",
+        ]
+    )
+
+
+def sensitivity_text(result: dict[str, Any]) -> str:
+    rows = [("axis", "kept", "params freed", "MACs freed", "last state", "largest, state")]
+    for row in result["rows"]:
+        rows.append(
+            (
+                row["axis"],
+                f"{row['kept']:,} / {row['members']:,}",
+                f"{row['params_freed']:.2%}",
+                f"{row['macs_freed']:.2%}",
+                f"{row['last']:.3f}",
+                f"{row['largest']:.3f}, {row['changes'].index(row['largest']):2}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{result['audio_seconds']:.0f} s of audio, {result['states']} hidden states; relative change of the last one "
+        "and of the one that moves most when one axis is cut",
+        "",
+        *("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in rows),
+    ]
+    return "\n".join([*lines, *([f"\n{result['out']}"] if "out" in result else [])])
