@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal clean
 
 env: $(STAMP)
 
@@ -63,6 +63,11 @@ bench-step: env
 	$(STEP) --threads 1 --seconds 2 5
 	$(STEP) --threads 1 --seconds 30 --runs 1
 	$(STEP) --threads 1 --size large --runs 1
+
+# make bench-removal: removal beside the general pruner Torch-Pruning, if it is installed; ten idle minutes
+bench-removal: env
+	$(BIN)/python -m benchmarks.removal
+	$(BIN)/python -m benchmarks.removal.table
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
