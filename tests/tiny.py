@@ -168,6 +168,20 @@ def inputs_of(model: Any) -> dict[str, torch.Tensor]:
     return model_inputs(extractor_of(model), audio(), torch.tensor([8000, 8000]))
 
 
+def forward_inputs(model: Any) -> dict[str, torch.Tensor]:
+    """What a whole forward pass takes: a transducer is told labels too."""
+    labels = {"decoder_input_ids": torch.tensor([[10, 1, 2, 3], [10, 4, 5, 5]])} if hasattr(model, "joint") else {}
+    return inputs_of(model) | labels
+
+
+def output_of(model: Any) -> torch.Tensor:
+    """A recogniser's logits, an encoder's last states."""
+    with torch.inference_mode():
+        found = model(**forward_inputs(model))
+    output: torch.Tensor = found.logits if "logits" in found else found.last_hidden_state
+    return output
+
+
 def audio(batch: int = 2, samples: int = 8000, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, samples, generator=torch.Generator().manual_seed(seed))
 

@@ -15,32 +15,29 @@ import diminuendo
 from conformance.test_removal import gated_and_removed
 from diminuendo.export.huggingface import save, travelling_files
 from diminuendo.families import family_of
-from tiny import VARIANTS, extractor_of, inputs_of, tiny_model
+from tiny import VARIANTS, extractor_of, forward_inputs, output_of, tiny_model
 
 WITHOUT_PACKAGE = """
 import json, sys
 sys.modules["diminuendo"] = None  # importing it raises
 import torch
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCTC
+import transformers
 from safetensors.torch import load_file, save_file
-out = {}
+inputs, out = load_file(sys.argv[1]), {}
 for directory in sys.argv[3:]:
-    auto = AutoModelForCTC if directory.endswith("ctc") else AutoModel
+    auto = getattr(transformers, directory.rpartition("-")[2])
     model = auto.from_pretrained(directory, trust_remote_code=True).eval()
-    AutoFeatureExtractor.from_pretrained(directory)
+    transformers.AutoFeatureExtractor.from_pretrained(directory)
+    given = {name.rpartition("|")[2]: value for name, value in inputs.items() if name.startswith(directory + "|")}
     with torch.inference_mode():
-        out[directory] = model(load_file(sys.argv[1])[model.main_input_name])[0].contiguous()
+        found = model(**given)
+    out[directory] = (found.logits if "logits" in found else found.last_hidden_state).contiguous()
 save_file(out, sys.argv[2])
 """
 
 
 def compressed(family: str, style: str, *, ctc: bool = False) -> Any:
     return gated_and_removed(tiny_model(family, style, ctc=ctc), "sublayer", "every sublayer of a layer")[1]
-
-
-def output(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(**inputs_of(model))[0]
 
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -53,7 +50,7 @@ def test_save_and_load_round_trip_is_identical(family: str, style: str, tmp_path
     model = compressed(family, style)
     save(model, extractor_of(model), tmp_path / "small")
     loaded = diminuendo.load(tmp_path / "small")
-    assert torch.equal(output(loaded), output(model))
+    assert torch.equal(output_of(loaded), output_of(model))
     assert loaded.config.diminuendo == model.config.diminuendo
 
 
@@ -61,23 +58,28 @@ def test_a_saved_compressed_model_can_be_compressed_and_saved_again(tmp_path: Pa
     save(compressed("hubert", "large"), Wav2Vec2FeatureExtractor(), tmp_path / "once")
     _, twice, _, _ = gated_and_removed(diminuendo.load(tmp_path / "once"), "groups", "some")
     save(twice, Wav2Vec2FeatureExtractor(), tmp_path / "twice")
-    assert torch.equal(output(diminuendo.load(tmp_path / "twice")), output(twice))
+    assert torch.equal(output_of(diminuendo.load(tmp_path / "twice")), output_of(twice))
 
 
 def test_every_family_loads_without_this_package_in_one_process(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    models = {}
+    models, inputs = {}, {}
     for family, style in VARIANTS:
         for ctc in (False, True):
-            directory = tmp_path / f"{family}-{style}{'-ctc' if ctc else ''}"
-            models[str(directory)] = compressed(family, style, ctc=ctc)
-            save(models[str(directory)], extractor_of(models[str(directory)]), directory)
-    save_file({k: v for model in models.values() for k, v in inputs_of(model).items()}, tmp_path / "in.safetensors")
+            model = compressed(family, style, ctc=ctc)
+            architecture = family_of(model).architecture_of(model)
+            assert architecture is not None
+            directory = str(tmp_path / f"{family}-{style}-{architecture.auto_class}")
+            models[directory] = model
+            save(model, extractor_of(model), Path(directory))
+            given = forward_inputs(model)
+            inputs |= {f"{directory}|{name}": value.clone().contiguous() for name, value in given.items()}
+    save_file(inputs, tmp_path / "in.safetensors")
     result = run(WITHOUT_PACKAGE, tmp_path / "in.safetensors", tmp_path / "out.safetensors", *models)
     assert result.returncode == 0, result.stderr
     outputs = load_file(tmp_path / "out.safetensors")
-    assert {name: torch.equal(outputs[name], output(model)) for name, model in models.items()} == dict.fromkeys(
+    assert {name: torch.equal(outputs[name], output_of(model)) for name, model in models.items()} == dict.fromkeys(
         models, True
     )
 
@@ -138,9 +140,9 @@ def test_a_model_saved_again_by_transformers_keeps_loading(tmp_path: Path) -> No
     result = run(RESAVE, tmp_path / "small", tmp_path / "again")
     assert result.returncode == 0, result.stderr[-2000:]
     loaded = diminuendo.load(tmp_path / "again")
-    assert torch.equal(output(loaded), output(model))
+    assert torch.equal(output_of(loaded), output_of(model))
     loaded.save_pretrained(tmp_path / "third")
-    assert torch.equal(output(diminuendo.load(tmp_path / "third")), output(model))
+    assert torch.equal(output_of(diminuendo.load(tmp_path / "third")), output_of(model))
     plain = run("import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])", tmp_path / "again")
     assert plain.returncode != 0
 
@@ -159,7 +161,7 @@ def test_a_recognisers_tokenizer_travels_and_decodes_the_same(tmp_path: Path) ->
     model = compressed("hubert", "base", ctc=True)
     save(model, Wav2Vec2FeatureExtractor(), tmp_path / "small", tokenizer_of=str(tmp_path / "original"))
     travelled = Wav2Vec2Processor.from_pretrained(tmp_path / "small")
-    tokens = output(model).argmax(-1)
+    tokens = output_of(model).argmax(-1)
     assert travelled.batch_decode(tokens) == original.batch_decode(tokens)
 
 
@@ -210,7 +212,7 @@ def test_a_tokenizer_that_cannot_be_reached_does_not_lose_the_model(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = compressed("hubert", "base", ctc=True)
     save(model, Wav2Vec2FeatureExtractor(), tmp_path, tokenizer_of=source)
-    assert torch.equal(output(diminuendo.load(tmp_path)), output(model))
+    assert torch.equal(output_of(diminuendo.load(tmp_path)), output_of(model))
 
 
 def test_the_model_card_is_written(tmp_path: Path) -> None:
@@ -239,5 +241,5 @@ def test_a_kill_while_saving_leaves_no_directory_that_looks_complete(
             save(model, Wav2Vec2FeatureExtractor(), tmp_path)
     assert not (tmp_path / "config.json").exists()
     save(model, Wav2Vec2FeatureExtractor(), tmp_path)  # what was left is in nobody's way
-    assert torch.equal(output(diminuendo.load(tmp_path)), output(model))
+    assert torch.equal(output_of(diminuendo.load(tmp_path)), output_of(model))
     assert not (tmp_path / ".saving").exists()

@@ -122,16 +122,17 @@ def check_hidden_states(model: Any) -> None:
         got = family_of(model).hidden_states(model, inputs)
         full = encoder(**inputs, output_hidden_states=True)
         if family_of(model).reads_waveforms:
-            features = encoder.feature_extractor(inputs["input_values"]).transpose(1, 2)
+            projected = encoder.feature_projection(encoder.feature_extractor(inputs["input_values"]).transpose(1, 2))
+        elif hasattr(encoder, "subsampling"):
+            projected = encoder.subsampling(inputs["input_features"], inputs["attention_mask"])
         else:
-            features = inputs["input_features"]
-        projected = encoder.feature_projection(features)
+            projected = encoder.feature_projection(inputs["input_features"])
     first = projected[0] if isinstance(projected, tuple) else projected
     frames = family_of(model).frame_lengths(model, torch.tensor([8000, 5000]))
     valid = torch.arange(first.shape[1]) < frames[:, None]
     # Ours is before the positional convolution, theirs after it; padding is zeroed there.
     assert torch.equal(got[0][valid], first[valid])
-    assert len(got) == len(full.hidden_states) == model.config.num_hidden_layers + 1
+    assert len(got) == len(full.hidden_states) == encoder.config.num_hidden_layers + 1
     assert all(torch.equal(a, b) for a, b in zip(got[1:-1], full.hidden_states[1:-1], strict=True))
     # Theirs is before the final norm of pre-norm models and conformers, ours after it, as the last_hidden_state is.
     last = full.hidden_states[-1]

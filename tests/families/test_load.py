@@ -25,19 +25,13 @@ from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import load, load_feature_extractor
-from tiny import VARIANTS, inputs_of, tiny_config, tiny_model
+from tiny import VARIANTS, output_of, tiny_config, tiny_model
 
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-def output(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        result: torch.Tensor = model(**inputs_of(model))[0]
-    return result
 
 
 @pytest.mark.parametrize("ctc", [False, True])
@@ -48,7 +42,7 @@ def test_a_stock_model_comes_back_as_it_was_saved(family: str, style: str, ctc: 
     loaded = load(tmp_path)
     assert type(loaded) is type(model)
     assert not loaded.training
-    assert torch.equal(output(loaded), output(model))
+    assert torch.equal(output_of(loaded), output_of(model))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +56,7 @@ def test_of_a_pretraining_checkpoint_the_encoder_is_taken_and_the_rest_is_named(
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, "diminuendo"):
         loaded = load(tmp_path)
-    assert torch.equal(output(loaded), output(getattr(model, encoder)))
+    assert torch.equal(output_of(loaded), output_of(getattr(model, encoder)))
     assert "tensors are not used" in caplog.text
 
 
@@ -72,7 +66,7 @@ def test_half_precision_checkpoints_load_in_fp32(dtype: torch.dtype, tmp_path: P
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert torch.equal(output(loaded), output(model.float()))
+    assert torch.equal(output_of(loaded), output_of(model.float()))
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +226,7 @@ def test_a_missing_mask_embedding_is_no_error(saved: Path, tmp_path: Path) -> No
     shutil.copytree(saved, tmp_path / "model")
     weights(lambda tensors: tensors.pop("masked_spec_embed"))(tmp_path / "model")
     found = load(tmp_path / "model")
-    assert torch.equal(output(found), output(load(saved)))
+    assert torch.equal(output_of(found), output_of(load(saved)))
     assert not found.masked_spec_embed.any()  # at random, no run of this model could be resumed
 
 
@@ -243,11 +237,11 @@ def test_a_recogniser_keeps_its_head_and_other_tasks_give_the_encoder(tmp_path: 
     assert type(loaded) is HubertForCTC
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     config(architectures=["HubertForSequenceClassification"])(tmp_path / "ctc")
-    assert torch.equal(output(load(tmp_path / "ctc")), output(model.hubert))
+    assert torch.equal(output_of(load(tmp_path / "ctc")), output_of(model.hubert))
 
 
 def test_a_loaded_model_is_the_one_that_transformers_loads(saved: Path) -> None:
-    assert torch.equal(output(load(saved)), output(AutoModel.from_pretrained(saved).eval()))
+    assert torch.equal(output_of(load(saved)), output_of(AutoModel.from_pretrained(saved).eval()))
 
 
 @pytest.mark.parametrize("do_normalize", [True, False])

@@ -19,15 +19,15 @@ def test_scores_compare_members_within_their_axis_by_all_that_goes_with_them(fam
             assert scores[name].tolist() == [torch.inf]
         else:
             assert scores[name].sort().values.tolist() == pytest.approx([(i + 1) / axis.size for i in range(axis.size)])
-    part = "feed_forward" if hasattr(model.encoder.layers[1], "feed_forward") else "ffn1"
-    layer = getattr(model.encoder.layers[1], part)
+    neurons = next(axis for axis in axes.values() if axis.kind == "neurons")
+    places = (neurons.slices[0], neurons.gates[0])
+    first, second = (model.get_submodule(piece.parameter.rpartition(".")[0]) for piece in places)
     members = [
-        torch.cat([layer.intermediate_dense.weight[i], layer.intermediate_dense.bias[i : i + 1]]).abs().sum()
-        + layer.output_dense.weight[:, i].abs().sum()
+        torch.cat([first.weight[i], first.bias[i : i + 1]]).abs().sum() + second.weight[:, i].abs().sum()
         for i in range(40)
     ]
     expected = torch.stack(members)
-    found = scores[f"encoder.layers.1.{part}.neurons"]
+    found = scores[neurons.name]
     assert found.argsort().tolist() == expected.argsort().tolist()
 
 

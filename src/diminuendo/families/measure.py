@@ -1,18 +1,29 @@
 """The cost model of a real model: parameter shapes read, positions per second of audio measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from diminuendo.families.family import Model
+from diminuendo.families.family import Family, Model
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of
 from diminuendo.structure.axis import Axis
 from diminuendo.structure.cost import CostModel, cost_model
 
 SECONDS = 10.0
+
+
+class _Runner(nn.Module):
+    def __init__(self, model: Model, family: Family) -> None:
+        super().__init__()
+        self.model, self.family = model, family
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Any:
+        return self.family.run(self.model, inputs)
 
 
 def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostModel:
@@ -37,9 +48,14 @@ def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostMo
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
     ]
     samples = int(SECONDS * SAMPLING_RATE)
+    # Only sizes matter: on the meta device nothing is computed.
+    tensors = {
+        f"model.{name}": value.to("meta") for name, value in chain(model.named_parameters(), model.named_buffers())
+    }
+    inputs = {name: value.to("meta") for name, value in family.example(model, samples).items()}
     try:
         with torch.inference_mode():
-            family.run(model, family.example(model, samples))
+            functional_call(_Runner(model, family), tensors, (inputs,))
     finally:
         for hook in hooks:
             hook.remove()

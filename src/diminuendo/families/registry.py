@@ -33,8 +33,9 @@ def family_of_type(model_type: str) -> Family:
     """The family of a model type as config.json names it, compressed or not. UserError for any other."""
     family = FAMILIES.get(model_type) or _RAGGED.get(model_type)
     if family is None:
+        encoders = [known.architectures[0].model_types[0] for known in FAMILIES.values()]
         raise UserError(
-            f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)} "
+            f"model type {model_type!r} is not supported; supported are {', '.join(dict.fromkeys(encoders))} "
             "(encoders and their recognisers) and what diminuendo made of them"
         )
     return family
