@@ -63,7 +63,8 @@ def compress(
     keep: Annotated[str | None, typer.Option(help="params=0.25, params=23.5M, macs=0.3 or macs=1.2G/s.")] = None,
     recipe: Annotated[str, typer.Option(help="A complete configuration; flags override single values.")] = "dphubert",
     method: Annotated[
-        str | None, typer.Option(help="l0 learns what goes; random, magnitude, taylor and layerdrop do not.")
+        str | None,
+        typer.Option(help="l0, lowrank, l0+lowrank learn what goes; random, magnitude, taylor, layerdrop do not."),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Whose states are learned (default: MODEL).")] = None,
     round_to: Annotated[int | None, typer.Option(help="Kept widths are multiples of this (default 8).")] = None,

@@ -7,9 +7,11 @@ import torch
 
 from diminuendo.families import build, build_cost_model, family_of, model_inputs
 from diminuendo.pruning.budget import selected_cost
+from diminuendo.pruning.factorize import multiply_back
 from diminuendo.pruning.gating import Gates, attach, plain_state
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.shape import shape_of
+from diminuendo.training.removing import gateable
 from tiny import VARIANTS, audio, extractor_of, tiny_model
 
 KINDS = ["channels", "heads", "neurons", "groups", "sublayer"]
@@ -39,9 +41,9 @@ def selection_for(axes: Any, kind: str, edge: str) -> dict[str, torch.Tensor]:
     return selection
 
 
-def gated_and_removed(model: Any, kind: str, edge: str) -> tuple[Any, Any, Any, Any]:
+def gated_and_removed(model: Any, kind: str, edge: str, *, low_rank: bool = False) -> tuple[Any, Any, Any, Any]:
     family = family_of(model)
-    gated = family.plain(model)
+    gated = gateable(model, factored=low_rank)
     axes = family.axes(gated)
     cost = build_cost_model(gated)
     gates = Gates(axes, seed=3)
@@ -51,7 +53,7 @@ def gated_and_removed(model: Any, kind: str, edge: str) -> tuple[Any, Any, Any, 
     selection = selection_for(axes, kind, edge)
     gates.evaluate(selection)
     shape = {**getattr(model.config, "diminuendo", {}).get("shape", {}), **shape_of(axes, selection)}
-    state = remove(axes, plain_state(gated), selection)
+    state, shape = multiply_back(axes, remove(axes, plain_state(gated), selection), shape)
     removed = build(model, shape, state)
     return gated, removed, selected_cost(cost, "params", selection), family
 
@@ -69,9 +71,9 @@ def relative_errors(family: Any, one: Any, other: Any, lengths: torch.Tensor) ->
     return errors
 
 
-def check(family_name: str, style: str, kind: str, edge: str, **changes: Any) -> None:
+def check(family_name: str, style: str, kind: str, edge: str, *, low_rank: bool = False, **changes: Any) -> None:
     model = tiny_model(family_name, style, **changes)
-    gated, removed, expected, family = gated_and_removed(model, kind, edge)
+    gated, removed, expected, family = gated_and_removed(model, kind, edge, low_rank=low_rank)
     assert max(relative_errors(family, removed, gated, torch.tensor([8000, 5000]))) < 1e-5
     assert expected == sum(p.numel() for p in removed.parameters())
 
@@ -134,6 +136,45 @@ def test_removing_members_equals_gating_them(family: str, style: str, kind: str,
 @pytest.mark.parametrize(("family", "style"), VARIANTS)
 def test_removing_members_equals_gating_them_everywhere(family: str, style: str, kind: str, edge: str) -> None:
     check(family, style, kind, edge)
+
+
+# A quarter of each family's matrices ends up factored; the others' ranks are so many that they are multiplied back.
+COVERING_LOW_RANK = [(family, style, "ranks", "some") for family, style in VARIANTS] + [
+    ("hubert", "base", "ranks", "minimum"),
+    ("hubert", "large", "neurons", "minimum"),
+    ("wavlm", "base", "heads", "some"),
+    ("wavlm", "large", "ranks", "everything that may"),
+    ("wav2vec2-conformer", "base", "channels", "minimum"),
+    ("wav2vec2-bert", "base", "heads", "some"),
+    ("parakeet", "ctc", "heads", "minimum"),
+    ("parakeet", "encoder", "sublayer", "some"),
+    ("nemotron", "rnnt", "ranks", "every sublayer of a layer"),
+]
+
+
+@pytest.mark.parametrize(("family", "style", "kind", "edge"), COVERING_LOW_RANK)
+def test_removing_ranks_and_members_equals_gating_them(family: str, style: str, kind: str, edge: str) -> None:
+    check(family, style, kind, edge, low_rank=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("kind", [*KINDS, "ranks"])
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_removing_ranks_and_members_equals_gating_them_everywhere(
+    family: str, style: str, kind: str, edge: str
+) -> None:
+    check(family, style, kind, edge, low_rank=True)
+
+
+@pytest.mark.parametrize(("family", "style"), VARIANTS)
+def test_full_rank_factorisation_changes_nothing(family: str, style: str) -> None:
+    model = tiny_model(family, style)
+    whole, cost = gateable(model, factored=True), build_cost_model(gateable(model, factored=True, meta=True))
+    assert max(relative_errors(family_of(model), whole, model, torch.tensor([8000, 5000]))) < 1e-5
+    assert cost.total("params") == sum(p.numel() for p in family_of(model).plain(model).parameters())
+    everything = torch.ones(sum(axis.size for axis in cost.axes))
+    assert float(cost.expected("params", everything)) == sum(p.numel() for p in whole.parameters())
 
 
 # Mixed styles exist: mHuBERT-147 has the batch norm, wav2vec2-large-960h the group norm at the large width.

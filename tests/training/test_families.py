@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import diminuendo
+from diminuendo.errors import Interrupted
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
-from tiny import VARIANTS, compress, extractor_of, tiny_model
+from tiny import VARIANTS, compress, extractor_of, interrupt, tiny_model, weights
 
 RECOGNISERS = ("rnnt", "tdt")
 
@@ -28,6 +29,33 @@ def test_a_recogniser_of_every_family_is_compressed_exactly_and_loads(
     assert architecture is not None
     assert architecture == before
     assert sum(p.numel() for p in small.parameters()) == result["params"]["student"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("method", ["lowrank", "l0+lowrank"])
+@pytest.mark.parametrize(("family", "style"), [("hubert", "base"), ("wavlm", "large"), ("parakeet", "ctc")])
+def test_low_rank_alone_and_with_members_meets_the_budget_and_resumes(
+    family: str, style: str, method: str, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tiny_model(family, style, ctc=True)
+    save(teacher, extractor_of(teacher), tmp_path / "teacher")
+    options = {"method": method, "keep": "params=0.7"}
+    result = compress(tmp_path / "teacher", audio_folder, tmp_path / "small", **options)
+    assert 0.68 < result["params"]["kept"] <= 0.7  # type: ignore[index]
+    assert float(str(result["removal_error"])) < 1e-4
+    small = diminuendo.load(tmp_path / "small")
+    assert sum(p.numel() for p in small.parameters()) == result["params"]["student"]  # type: ignore[index]
+    ranks = [name for name in result["shape"] if name.endswith(".ranks")]  # type: ignore[attr-defined]
+    assert ranks
+    if method == "lowrank":
+        full = result["full_shape"].items()  # type: ignore[attr-defined]
+        assert {name: kept for name, kept in full if not name.endswith(".ranks")}.items() <= result["shape"].items()  # type: ignore[attr-defined]
+    for at in (5, 14):  # in either stage
+        with monkeypatch.context() as patch:
+            interrupt(patch, at)
+            with pytest.raises(Interrupted):
+                compress(tmp_path / "teacher", audio_folder, tmp_path / f"killed {at}", **options)
+        compress(tmp_path / "teacher", audio_folder, tmp_path / f"killed {at}", resume=True, **options)
+        assert weights(tmp_path / f"killed {at}") == weights(tmp_path / "small")
 
 
 @pytest.mark.parametrize(("family", "style"), [("hubert", "base"), ("parakeet", "ctc"), ("parakeet", "rnnt")])

@@ -63,7 +63,7 @@ DATA2VEC_AUDIO = Family(
         Architecture("AutoModelForCTC", Data2VecAudioForCTC, RaggedData2VecAudioForCTC),
     ),
     plain=plain,
-    axes=axes,
+    declared=axes,
     products=products,
     hidden_states=wav2vec2.hidden_states,
     frame_lengths=wav2vec2.frame_lengths,

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diminuendo.families.inputs import waveform_example
+from diminuendo.families.ranks import factorise, with_ranks
 from diminuendo.modules.ragged import Ragged
 from diminuendo.structure.axis import Axis, Product
 
@@ -39,7 +40,7 @@ class Family:
 
     architectures: the encoder, then the recognisers around it.
     plain: a deep copy whose weights can be gated one by one (weight norm multiplied out).
-    axes: the axes of a model of this family, compressed before or not.
+    declared: the axes of a model of this family, compressed before or not, as if its matrices were dense.
     products: activations times activations, for `frames` frames in `seconds` seconds.
     hidden_states: the feature projection's output, then the output of every layer; each [batch, frames, dim].
     frame_lengths: the number of frames that a number of samples gives.
@@ -49,18 +50,20 @@ class Family:
         number of frames a second.
     head: of a recogniser what reads the encoder's output, a linear layer or a convolution of one frame.
     encoder: the encoder inside a recogniser; an encoder itself.
+    dense_only: names of linear layers that are used by other ways than being called, so that they cannot be factored.
     fast: the same function computed in the fastest way that we know, for a teacher; it shares the model's tensors.
     """
 
     architectures: tuple[Architecture, ...]
     plain: Callable[[Model], Model]
-    axes: Callable[[Model], tuple[Axis, ...]]
+    declared: Callable[[Model], tuple[Axis, ...]]
     products: Callable[[Model, int, float], tuple[Product, ...]]
     hidden_states: Callable[[Model, Mapping[str, Tensor]], tuple[Float[Tensor, "batch frames dim"], ...]]
     frame_lengths: Callable[[Model, Int[Tensor, " batch"]], Int[Tensor, " batch"]]
     example: Callable[[Model, int], dict[str, Tensor]] = waveform_example
     run: Callable[[Model, Mapping[str, Tensor]], Any] = lambda model, inputs: model(**inputs)
     rates: Callable[[Model, float], dict[str, float]] = lambda model, frames: {}
+    dense_only: tuple[str, ...] = ()
     fast: Callable[[Model], Model] = lambda model: model
     head: Callable[[Model], Any] = lambda model: model.lm_head
     encoder: Callable[[Model], Model] = lambda model: getattr(model, model.base_model_prefix, model)
@@ -73,6 +76,14 @@ class Family:
     def reads_waveforms(self) -> bool:
         """Whether its models read waveforms, or else features that their extractors make of these."""
         return bool(self.encoder_class.main_input_name == "input_values")
+
+    def axes(self, model: Model) -> tuple[Axis, ...]:
+        """The axes of a model, with the ranks of what is factored."""
+        return with_ranks(model, self.declared(model))
+
+    def factorised(self, model: Model) -> Model:
+        """The model itself, every matrix inside a sublayer factored at full rank, so that its ranks are axes."""
+        return factorise(model, self.declared(model), self.dense_only)
 
     def architecture_of(self, model: Model) -> Architecture | None:
         """The architecture whose class, stock or ragged, the model is of; of several the last, which is the nearest."""

@@ -177,7 +177,7 @@ def _family(*architectures: Architecture) -> Family:
     return Family(
         architectures=architectures,
         plain=plain,
-        axes=axes,
+        declared=axes,
         products=products,
         hidden_states=hidden_states,
         frame_lengths=frame_lengths,

@@ -172,7 +172,7 @@ def _family(name: str, encoder: Any, ctc: Any) -> Family:
             Architecture("AutoModelForCTC", ctc, getattr(ragged, f"Ragged{name}ForCTC")),
         ),
         plain=plain,
-        axes=axes,
+        declared=axes,
         products=products,
         hidden_states=hidden_states,
         frame_lengths=frame_lengths,

@@ -57,7 +57,7 @@ WAV2VEC2_BERT = Family(
         Architecture("AutoModelForCTC", Wav2Vec2BertForCTC, RaggedWav2Vec2BertForCTC),
     ),
     plain=plain,
-    axes=axes,
+    declared=axes,
     products=products,
     hidden_states=wav2vec2.hidden_states,
     frame_lengths=frame_lengths,

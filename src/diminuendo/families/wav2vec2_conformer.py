@@ -84,7 +84,7 @@ WAV2VEC2_CONFORMER = Family(
         Architecture("AutoModelForCTC", Wav2Vec2ConformerForCTC, RaggedWav2Vec2ConformerForCTC),
     ),
     plain=plain,
-    axes=axes,
+    declared=axes,
     products=products,
     hidden_states=wav2vec2.hidden_states,
     frame_lengths=wav2vec2.frame_lengths,

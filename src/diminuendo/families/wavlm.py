@@ -78,9 +78,10 @@ WAVLM = Family(
         Architecture("AutoModelForCTC", WavLMForCTC, RaggedWavLMForCTC),
     ),
     plain=plain,
-    axes=axes,
+    declared=axes,
     products=products,
     hidden_states=wav2vec2.hidden_states,
     frame_lengths=wav2vec2.frame_lengths,
     fast=fast,
+    dense_only=("gru_rel_pos_linear",),
 )

@@ -13,6 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from .low_rank import LowRank
+
 if int(transformers.__version__.split(".")[0]) < 5:
     raise ImportError(f"this model's code needs transformers 5 or newer, here is {transformers.__version__}")
 
@@ -140,9 +142,19 @@ class Ragged:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.shrink(config.diminuendo["shape"])
+        self._factor(config.diminuendo["shape"])
         for module in self.modules():  # type: ignore[attr-defined]
             module.__dict__.pop("_is_hf_initialized", None)  # what has other sizes is to be drawn anew
         self.post_init()  # type: ignore[attr-defined]
+
+    def _factor(self, shape: Shape) -> None:
+        """Factors the matrices that the shape has ranks of."""
+        for name, rank in shape.items():
+            if name.endswith(".ranks"):
+                path, _, leaf = name.removesuffix(".ranks").rpartition(".")
+                parent = self.encoder_inside.get_submodule(path)
+                if hasattr(parent, leaf):  # else its sublayer is gone
+                    setattr(parent, leaf, LowRank(getattr(parent, leaf), rank))
 
     def shrink(self, shape: Shape) -> None:
         """Gives the modules of the freshly built model the sizes of `shape`; weights are to be loaded or drawn."""

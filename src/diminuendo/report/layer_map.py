@@ -27,25 +27,29 @@ _ROW, _BAR, _TITLE, _GAP, _NUMBERS, _LETTER = 14.0, 9.0, 18.0, 10.0, 18.0, 5.2
 class Row:
     """One axis of the map. layer: None where there is only one. full: None if nothing was left of it before.
 
+    kept: None for the ranks of a matrix that is dense.
+
     sublayer_gone: the sublayer around it was removed.
     """
 
     name: str
     layer: int | None
-    kept: Kept
+    kept: Kept | None
     full: Kept | None
     sublayer_gone: bool
 
     @property
     def drawn(self) -> bool:
-        return self.full is not None and not self.sublayer_gone
+        return self.full is not None and self.kept is not None and not self.sublayer_gone
 
     @property
     def text(self) -> str:
         """`384 / 3,072`, or what became of it."""
         if self.full is None:
             return "gone before"
-        return "removed" if self.sublayer_gone else f"{_count(self.kept):,} / {_count(self.full):,}"
+        if self.sublayer_gone:
+            return "removed"
+        return "dense" if self.kept is None else f"{_count(self.kept):,} / {_count(self.full):,}"
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,10 @@ def panels(shape: Mapping[str, Kept], full_shape: Mapping[str, Kept]) -> tuple[P
         if any(other.startswith(f"{name}.") for other in names):
             continue
         around = [other for other in names if name.startswith(f"{other}.")]
-        gone = any(not shape[other] for other in around)
+        gone = any(not shape.get(other, 1) for other in around)
         match = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
         stack, layer, part = match.groups() if match else (*name.rpartition(".")[:1], None, name.rpartition(".")[2])
-        row = Row(name, None if layer is None else int(layer), shape[name], full_shape.get(name), gone)
+        row = Row(name, None if layer is None else int(layer), shape.get(name), full_shape.get(name), gone)
         found.setdefault((stack, part), []).append(row)
     return tuple(
         Panel(stack, part, tuple(sorted(rows, key=lambda row: row.layer or 0))) for (stack, part), rows in found.items()
@@ -132,7 +136,7 @@ def _draw(axes: Axes, panel: Panel, numbers: float) -> None:
     """numbers: the width of the column right of the bars, in members."""
     colour = LIGHT[_COLOURS.get(panel.part.rpartition(".")[2], "blue")]
     for y, row in enumerate(panel.rows):
-        if row.drawn and row.full is not None:
+        if row.drawn and row.full is not None and row.kept is not None:
             axes.barh(**_bars(row.full, y), color=LIGHT["faint"])
             for bar in axes.barh(**_bars(row.kept, y), color=colour):
                 bar.set_gid(row.name)

@@ -22,6 +22,10 @@ class CostModel:
     """Sum over terms of coefficient x product over factors of (rest + scale * moments[index]).
 
     `moments` is [1, E K_1 ... E K_n, E K_1^2 ... E K_n^2] for axes of sizes K_1 ... K_n.
+
+    caps: the terms of a factored matrix's two factors, and that of the dense one, which has a coefficient of its own.
+    Two factors of exact sizes cost no more than it, since they are multiplied back then. In the expectation there is no
+    cap: it has no gradient at full rank.
     """
 
     axes: tuple[Axis, ...]
@@ -29,10 +33,16 @@ class CostModel:
     scale: Float[Tensor, "terms factors"]
     rest: Float[Tensor, "terms factors"]
     coefficients: Mapping[str, Float[Tensor, " terms"]]
+    caps: Int[Tensor, "caps 3"]
+    cap_coefficients: Mapping[str, Float[Tensor, " caps"]]
 
     def at_sizes(self, kind: str, sizes: Float[Tensor, " axes"]) -> Float[Tensor, ""]:
         """The cost ("params" or "macs") when axis i has exactly sizes[i] members."""
-        return self._at_moments(kind, sizes, sizes**2)
+        products = self._products(sizes, sizes**2)
+        costs = self.coefficients[kind].to(sizes.device) * products
+        down, up, dense = self.caps.to(sizes.device).unbind(1)
+        over = costs[down] + costs[up] - self.cap_coefficients[kind].to(sizes.device) * products[dense]
+        return costs.sum() - over.clamp(min=0).sum()
 
     def expected(self, kind: str, open_probability: Float[Tensor, " members"]) -> Float[Tensor, ""]:
         """The expected cost when every member stays with its own probability; differentiable."""
@@ -41,7 +51,7 @@ class CostModel:
         zeros = torch.zeros(len(self.axes), dtype=p.dtype, device=p.device)
         mean = zeros.index_add(0, owner, p)
         variance = zeros.index_add(0, owner, p * (1 - p))
-        return self._at_moments(kind, mean, mean**2 + variance)
+        return (self.coefficients[kind].to(p.device) * self._products(mean, mean**2 + variance)).sum()
 
     @cached_property
     def _owner(self) -> Int[Tensor, " members"]:
@@ -56,13 +66,11 @@ class CostModel:
         """The cost with every member there."""
         return float(self.at_sizes(kind, self.full_sizes))
 
-    def _at_moments(
-        self, kind: str, first: Float[Tensor, " axes"], second: Float[Tensor, " axes"]
-    ) -> Float[Tensor, ""]:
+    def _products(self, first: Float[Tensor, " axes"], second: Float[Tensor, " axes"]) -> Float[Tensor, " terms"]:
         device = first.device
         moments = torch.cat([torch.ones(1, dtype=torch.float64, device=device), first.double(), second.double()])
         factors = self.rest.to(device) + self.scale.to(device) * moments[self.index.to(device)]
-        return (self.coefficients[kind].to(device) * factors.prod(dim=1)).sum()
+        return factors.prod(dim=1)
 
 
 def cost_model(
@@ -84,8 +92,15 @@ def cost_model(
             width = piece.block * len(piece.offsets)
             touching.setdefault(piece.parameter, {}).setdefault(piece.dim, []).append((axis, width))
 
+    pairs = [axis.slices[0].parameter.removesuffix(".down.weight") for axis in axes if axis.kind == "ranks"]
+    shapes = dict(parameters)
+    for path in pairs:  # the dense matrix: the rows of `up`, the columns of `down`
+        up, down = touching.get(f"{path}.up.weight", {}), touching.get(f"{path}.down.weight", {})
+        touching[f"{path}.dense"] = {dim: found[dim] for dim, found in ((0, up), (1, down), (None, up)) if dim in found}
+        shapes[f"{path}.dense"] = torch.Size([shapes[f"{path}.up.weight"][0], shapes[f"{path}.down.weight"][1]])
+
     terms: list[tuple[float, float, list[tuple[int, float, float]]]] = []  # params, macs, (index, scale, rest)
-    for name, shape in parameters.items():
+    for name, shape in shapes.items():
         factors: list[tuple[int, float, float]] = []
         constant = float(shape.numel())
         seen: dict[str, int] = {}
@@ -106,6 +121,12 @@ def cost_model(
                 seen[axis.name] = len(factors)
                 factors.append((index, float(width), float(rest)))
         terms.append((constant, constant * positions_per_second.get(name, 0.0), factors))
+    rows = {name: row for row, name in enumerate(shapes)}
+    caps = [[rows[f"{path}.{part}"] for part in ("down.weight", "up.weight", "dense")] for path in pairs]
+    dense = [terms[row][0] for _, _, row in caps]
+    rates = [positions_per_second.get(f"{path}.up.weight", 0.0) for path in pairs]
+    for _, _, row in caps:  # in a sum over terms it does not count
+        terms[row] = (0.0, 0.0, terms[row][2])
     for product in products:  # of axes that are not free all members stay
         factors = [(number[name], 1.0, 0.0) for name in (product.axis, product.parent) if name in number]
         members = 1 if product.axis in number else product.members
@@ -122,5 +143,10 @@ def cost_model(
         coefficients={
             "params": torch.tensor([term[0] for term in terms], dtype=torch.float64),
             "macs": torch.tensor([term[1] for term in terms], dtype=torch.float64),
+        },
+        caps=torch.tensor(caps, dtype=torch.long).reshape(len(caps), 3),
+        cap_coefficients={
+            "params": torch.tensor(dense, dtype=torch.float64),
+            "macs": torch.tensor([size * rate for size, rate in zip(dense, rates, strict=True)], dtype=torch.float64),
         },
     )

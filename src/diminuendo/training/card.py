@@ -63,7 +63,7 @@ to predict clusters of masked frames (HuBERT).
 
 
 def _expected(result: Mapping[str, Any]) -> str:
-    if result["method"] != "l0":
+    if result["method"] not in ("l0", "lowrank", "l0+lowrank"):
         return ""
     kept = result["expected_before_selection"]
     return f" Kept fraction that the learned gates expected before the selection met the budget:\n{kept:.4f}."

@@ -26,7 +26,7 @@ from diminuendo.training.device import make_accelerator
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
-from diminuendo.training.removing import Source, free_axes
+from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, fingerprint
 from diminuendo.training.two_stages import TwoStages
 
@@ -150,7 +150,7 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
-    plain = family_of(source.model).plain(source.model)
+    plain = gateable(source.model, factored=config.factored, meta=True)
     cost = build_cost_model(plain, free_axes(plain, config.fixed_kinds))
     total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
     check_budget(cost, config.budget, total, config.round_to)
@@ -211,7 +211,7 @@ def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> d
         "removal_error": facts["removal_error"],
         "sampling_at_start": facts.get("sampling_at_start"),
         "shape": facts["shape"],
-        "full_shape": shape_of(job.stages.family.axes(job.stages.source.model)),
+        "full_shape": shape_of(job.stages.family.axes(job.stages.source.model)) | shape_of(job.cost.axes),
         "method": job.config.method,
         "steps": list(job.config.stage_steps),
         "skipped": facts["skipped"],

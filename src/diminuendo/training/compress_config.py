@@ -10,7 +10,7 @@ from diminuendo.structure.axis import AxisKind
 from diminuendo.training.config import TrainingConfig
 
 Objective = Literal["distillation", "masked_prediction"]
-Method = Literal["l0", "random", "magnitude", "taylor", "layerdrop"]
+Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,10 @@ class CompressConfig(TrainingConfig):
     """A complete configuration of a compression.
 
     keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
-    method: "l0" learns what goes. The others remove without learning, by chance, by the size of weights, by how far
-    hidden states would move, or whole layers; the steps of both stages then follow in one. rounds: with those, in how
-    many steps the budget is reached; before all but the last a share of `steps` is spent on distilling.
+    method: "l0" learns which members go, "lowrank" which ranks of the matrices, "l0+lowrank" both. The others remove
+    without learning, by chance, by the size of weights, by how far hidden states would move, or whole layers; the steps
+    of both stages then follow in one. rounds: with those, in how many steps the budget is reached; before all but the
+    last a share of `steps` is spent on distilling.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
     a model that `pretrain` has made.
@@ -99,13 +100,18 @@ class CompressConfig(TrainingConfig):
     @property
     def learned(self) -> bool:
         """Whether gates learn what goes."""
-        return self.method == "l0"
+        return self.method in ("l0", "lowrank", "l0+lowrank")
+
+    @property
+    def factored(self) -> bool:
+        """Whether ranks of matrices can go."""
+        return self.method in ("lowrank", "l0+lowrank")
 
     @property
     def fixed_kinds(self) -> frozenset[str]:
         """Kinds of axes that the method leaves as they are."""
-        by_method = set(get_args(AxisKind)) - {"sublayer"} if self.method == "layerdrop" else set()
-        return frozenset(self.fixed) | by_method
+        free = {"layerdrop": {"sublayer"}, "lowrank": {"ranks"}}.get(self.method, set(get_args(AxisKind)))
+        return frozenset(self.fixed) | (set(get_args(AxisKind)) - free)
 
     @property
     def round_steps(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from diminuendo.data.batching import Batch
 from diminuendo.distillation.hidden import valid_frames
 from diminuendo.families import Model, build, family_of, model_inputs
+from diminuendo.pruning.factorize import multiply_back
 from diminuendo.pruning.gating import Gates, plain_state
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
@@ -63,26 +64,43 @@ def remove_and_compare(
     """
     whole = shape_of(family_of(gated).axes(gated))
     shape: Shape = {**whole, **shape_before(source.model), **shape_of(gates.axes, selection)}
-    error, removed = 0.0, None
+    error, removed, left = 0.0, None, shape
     for floor in floors:
         gates.evaluate(selection, floor)
-        removed = build(source.model, shape, remove(gates.axes, plain_state(gated), selection))
+        state, left = multiply_back(gates.axes, remove(gates.axes, plain_state(gated), selection), shape)
+        removed = build(source.model, left, state)
         error = max(error, removal_error(removed, gated, source.extractor, batch))
         if not error < REMOVAL_TOLERANCE:
             raise RuntimeError(
                 f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
                 "no model was written, please report this"
             )
-    return Removal(removed, shape, error)
+    return Removal(removed, left, error)
 
 
-def removed_again(source: Source, shape: Shape, fixed: Collection[str]) -> Model:
+def gateable(model: Model, *, factored: bool, meta: bool = False) -> Model:
+    """A copy of a model whose weights can be gated.
+
+    factored: with the ranks of its matrices as axes. meta: without values, to know what it costs.
+    """
+    family = family_of(model)
+    plain = family.plain(model)
+    if meta:
+        plain.to("meta")
+    return family.factorised(plain) if factored else plain
+
+
+def removed_again(source: Source, shape: Shape, fixed: Collection[str], *, factored: bool = False) -> Model:
     """A model of a shape that was removed before, for a checkpoint to fill."""
-    plain = family_of(source.model).plain(source.model)
+    plain = gateable(source.model, factored=factored)
     axes = free_axes(plain, fixed)
-    # Which members stay matters for sizes only: the checkpoint holds their weights.
-    selection = {axis.name: _any_members(axis.size, shape[axis.name]) for axis in axes}
-    state = remove(axes, dict(plain.state_dict()), selection)
+    # Which members stay matters for sizes only: the checkpoint holds their weights. What was multiplied back has no
+    # ranks in the shape, and will be again.
+    selection = {axis.name: _any_members(axis.size, shape.get(axis.name, axis.size)) for axis in axes}
+    for axis in axes:
+        if axis.parent is not None and not selection[axis.parent].any():
+            selection[axis.name][:] = False
+    state, _ = multiply_back(axes, remove(axes, dict(plain.state_dict()), selection), shape_of(axes, selection))
     return build(source.model, shape, {name: value.clone() for name, value in state.items()})
 
 

@@ -22,7 +22,7 @@ from diminuendo.training.kernels import choose_attention, convolution_chosen
 from diminuendo.training.loop import Group, Loop, Stage
 from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.own_prediction import own_prediction
-from diminuendo.training.removing import Source, free_axes, remove_and_compare, removed_again
+from diminuendo.training.removing import Source, free_axes, gateable, remove_and_compare, removed_again
 from diminuendo.training.schedules import constant, warm_up_then_decay
 from diminuendo.training.unlearned import remove_in_rounds
 
@@ -64,7 +64,7 @@ class TwoStages:
 
     def _joint_objective(self, device: torch.device) -> JointObjective:
         # Gates are attached on the CPU: there they have their first values.
-        config, student = self.config, self.family.plain(self.source.model).cpu()
+        config, student = self.config, gateable(self.source.model, factored=self.config.factored).cpu()
         rates = {"neurons": config.neuron_drop_rate or config.drop_rate}
         gates = Gates(
             free_axes(student, config.fixed_kinds), drop_rate=config.drop_rate, drop_rates=rates, seed=config.seed
@@ -88,7 +88,8 @@ class TwoStages:
         if not self.config.learned:
             return remove_in_rounds(self, trainer)
         if trainer.resumed_stage == "distil":
-            return removed_again(self.source, trainer.carried["shape"], self.config.fixed_kinds)
+            shape, config = trainer.carried["shape"], self.config
+            return removed_again(self.source, shape, config.fixed_kinds, factored=config.factored)
         objective, config = self._joint_objective(trainer.accelerator.device), self.config
         at_start = self._sampling_at_start(objective)
         weights = _trained(objective.objective)
