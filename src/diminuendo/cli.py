@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-MODEL = typer.Argument(help="A directory, or a hub id: an original, a CTC recogniser, or a model compressed before.")
+MODEL = typer.Argument(help="A directory, or a hub id: an original, a recogniser, or a model compressed before.")
 DATA = typer.Argument(help="A JSON-lines manifest, a lhotse, Shar or Kaldi directory, or a folder of audio.")
 
 ModelArgument = Annotated[str, MODEL]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Wav2Vec2FeatureExtractor
 
 from diminuendo import api
 from diminuendo.data.manifest import read_cuts
@@ -19,9 +18,7 @@ from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.pruning.removal import remove
 from diminuendo.report.sensitivity import sensitivity_plot
 from diminuendo.structure.shape import shape_of
-from tiny import VARIANTS, tiny_model
-
-EXTRACTOR = Wav2Vec2FeatureExtractor()
+from tiny import VARIANTS, extractor_of, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ def valid_states(model: Any, batches: Any) -> list[torch.Tensor]:
     """Each hidden state, all valid frames of all batches together."""
     family, found = family_of(model), []
     for batch in batches:
-        states = family.hidden_states(model, model_inputs(EXTRACTOR, batch.waveforms, batch.lengths))
+        states = family.hidden_states(model, model_inputs(extractor_of(model), batch.waveforms, batch.lengths))
         valid = valid_frames(family.frame_lengths(model, batch.lengths), states[0].shape[1])
         found.append([state[valid] for state in states])
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
@@ -60,8 +57,8 @@ def test_the_change_and_the_freed_cost_are_those_of_a_model_really_removed(
     family: str, style: str, batches: Any
 ) -> None:
     model = tiny_model(family, style)
-    rows = measure(model, EXTRACTOR, batches)
-    assert {row.kind for row in rows} == {"channels", "groups", "heads", "neurons", "sublayer"}
+    rows = measure(model, extractor_of(model), batches)
+    assert {row.kind for row in rows} == {axis.kind for axis in family_of(model).axes(family_of(model).plain(model))}
     whole = valid_states(model, batches)
     before = removed_by(model, None)
     of_each_kind: dict[str, AxisSensitivity] = {}
@@ -82,7 +79,7 @@ def test_an_axis_whose_members_do_nothing_moves_no_state(batches: Any) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.encoder.layers[1].feed_forward.output_dense.weight.zero_()
-    rows = {row.axis: row for row in measure(model, EXTRACTOR, batches)}
+    rows = {row.axis: row for row in measure(model, extractor_of(model), batches)}
     assert set(rows["encoder.layers.1.feed_forward.neurons"].changes) == {0.0}
     assert rows["encoder.layers.1.feed_forward"].last > 0  # its bias does something
     assert rows["encoder.layers.1.attention"].changes[:2] == (0.0, 0.0)  # what is before a layer does not hear of it
@@ -90,7 +87,7 @@ def test_an_axis_whose_members_do_nothing_moves_no_state(batches: Any) -> None:
 
 def test_a_model_compressed_before_and_a_recogniser_can_be_measured(batches: Any) -> None:
     small = removed_by(tiny_model(ctc=True), "encoder.layers.0.attention")
-    rows = measure(small, EXTRACTOR, batches[:1])
+    rows = measure(small, extractor_of(small), batches[:1])
     assert "encoder.layers.0.attention" not in {row.axis for row in rows}
     assert all(row.last > 0 for row in rows)
 
@@ -98,7 +95,7 @@ def test_a_model_compressed_before_and_a_recogniser_can_be_measured(batches: Any
 def test_the_model_itself_is_not_touched(batches: Any) -> None:
     model = tiny_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    measure(model, EXTRACTOR, batches[:1])
+    measure(model, extractor_of(model), batches[:1])
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -115,7 +112,7 @@ def test_hidden_states_that_are_not_finite_are_refused(batches: Any) -> None:
     with torch.no_grad():
         model.feature_projection.projection.bias[0] = torch.nan
     with pytest.raises(UserError, match="not finite"):
-        measure(model, EXTRACTOR, batches[:1])
+        measure(model, extractor_of(model), batches[:1])
 
 
 def test_with_out_the_result_and_the_plot_are_kept(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:

@@ -44,9 +44,8 @@ def test_low_rank_alone_and_with_members_meets_the_budget_and_resumes(
     assert float(str(result["removal_error"])) < 1e-4
     small = diminuendo.load(tmp_path / "small")
     assert sum(p.numel() for p in small.parameters()) == result["params"]["student"]  # type: ignore[index]
-    ranks = [name for name in result["shape"] if name.endswith(".ranks")]  # type: ignore[attr-defined]
-    assert ranks
     if method == "lowrank":
+        assert any(name.endswith(".ranks") for name in result["shape"])  # type: ignore[attr-defined]
         full = result["full_shape"].items()  # type: ignore[attr-defined]
         assert {name: kept for name, kept in full if not name.endswith(".ranks")}.items() <= result["shape"].items()  # type: ignore[attr-defined]
     for at in (5, 14):  # in either stage

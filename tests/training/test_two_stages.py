@@ -61,3 +61,17 @@ def test_a_rate_rises_and_falls() -> None:
     schedule = warm_up_then_decay(10, 0.3)
     expected = [1 / 3, 2 / 3, 1, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7]
     assert [schedule(step) for step in range(10)] == pytest.approx(expected)
+
+
+def test_states_that_are_not_numbers_are_no_equality(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrongly(axes: tuple[Axis, ...], state: Mapping[str, Tensor], selection: Selection) -> dict[str, Tensor]:
+        kept = remove(axes, state, selection)
+        last = max(name for name in kept if name.endswith("final_layer_norm.bias"))
+        return {**kept, last: kept[last] * torch.nan}
+
+    monkeypatch.setattr(removing, "remove", wrongly)
+    with pytest.raises(RuntimeError, match="relative error nan"):
+        compress(teacher_folder, audio_folder, tmp_path / "small")
+    assert not (tmp_path / "small" / "config.json").exists()

@@ -91,7 +91,7 @@ def measure(
     """
     family = family_of(model)
     plain = family.plain(model).cpu()
-    axes = family.axes(plain)
+    axes = family.encoder_axes(plain)
     cost = build_cost_model(plain, axes)
     scores = magnitude(axes, plain.state_dict())
     selections = {axis.name: halved(axes, axis, scores) for axis in axes}

@@ -31,10 +31,11 @@ def build(like: Model, shape: Shape, state: Mapping[str, Tensor]) -> Model:
     with torch.device("meta"):
         model = architecture.ragged(ragged_config(architecture.ragged.config_class, like.config, shape))
     model.load_state_dict(dict(state), strict=True, assign=True)
+    device = next(model.parameters()).device
     for name, buffer in model.named_buffers():
         if buffer.is_meta:  # not saved: a constant
             path, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(path), leaf, like.get_buffer(name).clone())
+            setattr(model.get_submodule(path), leaf, like.get_buffer(name).to(device, copy=True))
     for name, parameter in model.named_parameters():
         assert not parameter.is_meta, name
     return model.eval()

@@ -81,6 +81,11 @@ class Family:
         """The axes of a model, with the ranks of what is factored."""
         return with_ranks(model, self.declared(model))
 
+    def encoder_axes(self, model: Model) -> tuple[Axis, ...]:
+        """Those that hidden states depend on: not a transducer's predictor and joint network."""
+        inside = {axis.name for axis in self.axes(self.encoder(model))}
+        return tuple(axis for axis in self.axes(model) if axis.name in inside)
+
     def factorised(self, model: Model) -> Model:
         """The model itself, every matrix inside a sublayer factored at full rank, so that its ranks are axes."""
         return factorise(model, self.declared(model), self.dense_only)

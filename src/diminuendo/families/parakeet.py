@@ -162,7 +162,10 @@ def run(model: Model, inputs: Mapping[str, Tensor]) -> Any:
 
 
 def rates(model: Model, frames: float) -> dict[str, float]:
-    """The predictor runs for every label; the joint network, decoding greedily, for every label and every frame."""
+    """The predictor runs for every label; the joint network, decoding greedily, for every label and every frame.
+
+    TDT jumps over frames, so of it this is the most that it can be.
+    """
     if not hasattr(model, "joint"):
         return {}
     recurrent = [name for name, _ in model.decoder.lstm.named_parameters() if name.startswith("weight")]

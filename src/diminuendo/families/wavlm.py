@@ -57,7 +57,7 @@ def _with_our_attention(model: Model) -> Model:
             with torch.device("meta"):
                 layer.attention = FusedWavLMAttention(stock)
             places = torch.arange(stock.num_heads, device=stock.out_proj.weight.device)
-            layer.attention.load_state_dict({**stock.state_dict(), "kept_heads": places}, assign=True)
+            layer.attention.load_state_dict({**stock.state_dict(keep_vars=True), "kept_heads": places}, assign=True)
     return model
 
 

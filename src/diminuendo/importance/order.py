@@ -18,8 +18,8 @@ def at_random(axes: Sequence[Axis], seed: int = 0) -> Scores:
 def whole_layers(axes: Sequence[Axis]) -> Scores:
     """Every other layer goes first, the last one and those below it, then what is left, again from the top.
 
-    That is how LayerDrop prunes (Fan et al. 2019, arXiv 1909.11556). axes: of sublayers alone; those of one layer go
-    together.
+    That is how LayerDrop prunes (Fan et al. 2019, arXiv 1909.11556). axes: of sublayers alone; those of one layer have
+    one score, and the budget may fall between them. The norms of a layer that norms after its sublayers stay.
     """
     layer_of = {axis.name: int(re.findall(r"\.(\d+)\.", axis.name)[-1]) for axis in axes}
     layers = sorted(set(layer_of.values()), reverse=True)

@@ -6,7 +6,7 @@ what that loss compares, the hidden states h: the length of dh/dz, estimated by 
 have it as their root mean square.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from diminuendo.importance.ranks import Scores, by_member, ranked
 from diminuendo.structure.axis import Axis
+
+# With one, two seeds would agree on some 85 % of the kept members, with sixteen on 96 %.
+DIRECTIONS = 16
 
 
 def taylor(
@@ -30,12 +33,9 @@ def taylor(
     squares = {axis.name: torch.zeros(axis.size) for axis in axes if axis.kind != "sublayer"}
     weights = {piece.parameter: model.get_parameter(piece.parameter) for axis in axes for piece in axis.gates}
     generator = torch.Generator().manual_seed(seed)
-    for states in states_of:
-        total = torch.zeros(())
-        for state in states():
-            direction = torch.randn(state.shape, generator=generator).to(state.device)
-            total = total.to(state.device) + (direction * state).sum() / state.detach().norm()
-        found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    for found in _gradients(states_of, list(weights.values()), generator):
         products = {
             name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
             for (name, weight), gradient in zip(weights.items(), found, strict=True)
@@ -50,3 +50,17 @@ def taylor(
                 change += by_member(axis, piece.dim, owner, products[piece.parameter])
             squares[axis.name] += change.square()
     return ranked(axes, lambda axis: squares[axis.name])
+
+
+def _gradients(
+    states_of: Iterable[Callable[[], Sequence[Tensor]]], weights: Sequence[Tensor], generator: torch.Generator
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """For every batch the gradients of r . h / |h|, summed over the states h, in several random directions r."""
+    for states in states_of:
+        hidden = states()
+        for turn in range(DIRECTIONS):
+            total = torch.zeros((), device=hidden[0].device)
+            for state in hidden:
+                direction = torch.randn(state.shape, generator=generator).to(state.device)
+                total = total + (direction * state).sum() / state.detach().norm()
+            yield torch.autograd.grad(total, weights, retain_graph=turn + 1 < DIRECTIONS, allow_unused=True)

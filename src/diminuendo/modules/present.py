@@ -1,4 +1,4 @@
-"""Modules that take their sizes from what they are given: while a model is gated, those change with every draw."""
+"""Modules that follow the sizes of their input or weights: while a model is gated, those change with every draw."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ class _DepthwiseOfInput:
     """A convolution with one filter for every channel that comes in."""
 
     def _conv_forward(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        self.groups = self.in_channels = self.out_channels = hidden.shape[1]
+        self.groups = self.in_channels = hidden.shape[1]
         return super()._conv_forward(hidden, weight, bias)  # type: ignore[misc]
 
 

@@ -46,8 +46,6 @@ class AttentionView:
     def num_attention_heads(self) -> int:
         return len(self._by.bias_u)  # type: ignore[arg-type]
 
-    num_key_value_heads = num_attention_heads
-
 
 def count_own_heads(encoder: Any) -> None:
     """Lets every attention have a number of heads of its own, in place."""

@@ -74,7 +74,7 @@ def example_inputs(model: PreTrainedModel, seconds: float, sampling_rate: int = 
     if model.main_input_name not in inputs:
         raise UserError(
             f"profiling needs a model that reads waveforms (input_values), got {type(model).__name__}, which reads "
-            f"{model.main_input_name}; profile one of the HuBERT, wav2vec 2.0 or UniSpeech-SAT kind"
+            f"{model.main_input_name}; profile one of the supported families"
         )
     return inputs
 

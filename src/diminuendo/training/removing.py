@@ -28,13 +28,8 @@ class Source:
 
 
 def free_axes(model: Model, fixed: Collection[str]) -> tuple[Axis, ...]:
-    """The axes that may shrink: those of the encoder, of other kinds than `fixed`.
-
-    What follows the encoder (a transducer's predictor and joint network) no loss on hidden states sees.
-    """
-    family = family_of(model)
-    seen = {axis.name for axis in family.axes(family.encoder(model))}
-    free = [axis for axis in family.axes(model) if axis.name in seen and axis.kind not in fixed]
+    """The axes that may shrink: those that losses on hidden states see, of other kinds than `fixed`."""
+    free = [axis for axis in family_of(model).encoder_axes(model) if axis.kind not in fixed]
     names = {axis.name for axis in free}
     return tuple(axis if axis.parent in names else replace(axis, parent=None) for axis in free)
 
@@ -69,10 +64,11 @@ def remove_and_compare(
         gates.evaluate(selection, floor)
         state, left = multiply_back(gates.axes, remove(gates.axes, plain_state(gated), selection), shape)
         removed = build(source.model, left, state)
-        error = max(error, removal_error(removed, gated, source.extractor, batch))
-        if not error < REMOVAL_TOLERANCE:
+        here = removal_error(removed, gated, source.extractor, batch)
+        error = max(error, here)
+        if not here < REMOVAL_TOLERANCE:  # nor NaN, which no maximum would show
             raise RuntimeError(
-                f"the removed model is not the gated one: relative error {error:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
+                f"the removed model is not the gated one: relative error {here:.2e}, allowed {REMOVAL_TOLERANCE:g}; "
                 "no model was written, please report this"
             )
     return Removal(removed, left, error)
@@ -109,18 +105,15 @@ def _any_members(size: int, kept: int | list[int]) -> torch.Tensor:
     return torch.arange(size) < count
 
 
-@torch.inference_mode()
 def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) -> float:
-    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32."""
+    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32; NaN where any is."""
     family, device = family_of(gated), gated.device
     lengths = batch.lengths.to(device)
     inputs = model_inputs(extractor, batch.waveforms.to(device), lengths)
+    removed.to(device)
     # TensorFloat-32, on by default in convolutions on GPUs, has a relative precision of 1e-3.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        states = family.hidden_states(removed.to(device), inputs), family.hidden_states(gated, inputs)
-    valid = None
-    errors = []
-    for a, b in zip(*states, strict=True):
-        valid = valid_frames(family.frame_lengths(gated, lengths), b.shape[1]) if valid is None else valid
-        errors.append(float((a - b)[valid].norm() / b[valid].norm()))
-    return max(errors)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        states = family.hidden_states(removed, inputs), family.hidden_states(gated, inputs)
+        valid = valid_frames(family.frame_lengths(gated, lengths), states[0][0].shape[1])
+        errors = [(a - b)[valid].norm() / b[valid].norm() for a, b in zip(*states, strict=True)]
+        return float(torch.stack(errors).max())

@@ -81,7 +81,8 @@ def _scores(stages: "TwoStages", plain: Model, axes: tuple[Axis, ...], device: t
 
 def _states(stages: "TwoStages", model: Model) -> Iterator[Callable[[], Sequence[Tensor]]]:
     """For some batches, what gives the distilled hidden states of valid frames."""
-    batches = TrainingBatches(stages.cuts, stages.config.batch_settings(crop_to_shortest=True), Skipped(named=False))
+    settings = stages.config.batch_settings(crop_to_shortest=stages.config.crop_to_shortest)
+    batches = TrainingBatches(stages.cuts, settings, Skipped(named=False))
     try:
         for batch in islice(batches, TAYLOR_BATCHES):
             yield partial(_valid_states, stages, model, batch.waveforms.to(model.device), batch.lengths)
