@@ -5,6 +5,7 @@ import torch
 
 from diminuendo.families import family_of
 from diminuendo.importance import at_random, taylor, whole_layers
+from diminuendo.importance.taylor import DIRECTIONS
 from diminuendo.training.removing import free_axes
 from tiny import audio, tiny_model
 
@@ -49,7 +50,7 @@ def test_taylor_finds_the_member_that_does_nothing_and_the_one_that_does_most() 
 
 
 def test_the_gradient_is_that_of_the_gate() -> None:
-    """Against finite differences of what is projected: the score's square is (d/dz r . h / |h|)^2."""
+    """Against finite differences of what is projected: the score is the sum of (d/dz r . h / |h|)^2 over directions."""
     model = family_of(tiny_model()).plain(tiny_model()).double()
     axes = [axis for axis in family_of(model).axes(model) if axis.name == "encoder.layers.0.attention.heads"]
     waveforms = audio().double()
@@ -60,11 +61,12 @@ def test_the_gradient_is_that_of_the_gate() -> None:
 
     found = taylor(axes, model, [lambda: [state()]])["encoder.layers.0.attention.heads"]
     base = state().detach()
-    direction = torch.randn(base.shape, generator=torch.Generator().manual_seed(0)) / base.norm()
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.stack([torch.randn(base.shape, generator=generator) for _ in range(DIRECTIONS)]) / base.norm()
     weight, differences = model.encoder.layers[0].attention.out_proj.weight, []
     for head in range(4):
         with torch.no_grad():
             weight[:, 8 * head : 8 * head + 8] *= 1 + 1e-6
-            differences.append(float((direction * (state() - base)).sum().abs()))
+            differences.append(float((directions * (state() - base)).sum((1, 2)).square().sum()))
             weight[:, 8 * head : 8 * head + 8] /= 1 + 1e-6
     assert found.argsort().tolist() == torch.tensor(differences).argsort().tolist()
