@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from diminuendo.data.audio import Skipped
@@ -40,20 +41,23 @@ def remove_in_rounds(stages: "TwoStages", trainer: "Loop") -> Model:
             model = removed_again(stages.source, trainer.carried["shape"], config.fixed_kinds)
         else:
             skipped = trainer.carried.get("skipped", "")
-            model, facts = _remove(stages, model, kept ** ((i + 1) / len(names)), trainer.accelerator.device)
+            model, facts = _remove(stages, trainer, model, kept ** ((i + 1) / len(names)))
             trainer.carried = {**facts, "skipped": skipped, "heads": trainer.carried.get("heads", {})}
         if name != "distil":
             stages.recover(trainer, model, name, i)
     return model
 
 
-def _remove(stages: "TwoStages", model: Model, kept: float, device: torch.device) -> tuple[Model, dict[str, Any]]:
+def _remove(stages: "TwoStages", trainer: "Loop", model: Model, kept: float) -> tuple[Model, dict[str, Any]]:
     config = stages.config
     plain = stages.family.plain(model).cpu()
     axes = free_axes(plain, config.fixed_kinds)
     cost = build_cost_model(plain, axes)
     budget = Budget(config.budget.kind, kept * stages.total, absolute=True)
-    selection = select(cost, budget, stages.total, _scores(stages, plain, axes, device), config.round_to)
+    scores = _scores(stages, plain, axes, trainer.accelerator.device)
+    # Processes remove the same: on GPUs sums of gradients are not alike to the last bit.
+    (scores,) = broadcast_object_list([scores])
+    selection = select(cost, budget, stages.total, scores, config.round_to)
     gates = Gates(axes)
     attach(plain, gates)
     source = replace(stages.source, model=model)
