@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-families clean
 
 env: $(STAMP)
 
@@ -63,6 +63,10 @@ bench-step: env
 	$(STEP) --threads 1 --seconds 2 5
 	$(STEP) --threads 1 --seconds 30 --runs 1
 	$(STEP) --threads 1 --size large --runs 1
+
+# make bench-families: removal from models of real size of every family, and their speed; 20 idle minutes, resumable, 8 GB
+bench-families: env
+	$(BIN)/python -m benchmarks.families
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
