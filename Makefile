@@ -64,7 +64,7 @@ bench-step: env
 	$(STEP) --threads 1 --seconds 30 --runs 1
 	$(STEP) --threads 1 --size large --runs 1
 
-# make bench-families: removal from models of real size of every family, and their speed; 20 idle minutes, resumable, 8 GB
+# make bench-families: removal from models of real size of every family, and their speed; 25 minutes, resumable, 10 GB
 bench-families: env
 	$(BIN)/python -m benchmarks.families
 
