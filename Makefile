@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families clean
 
 env: $(STAMP)
 
@@ -68,6 +68,10 @@ bench-step: env
 bench-removal: env
 	$(BIN)/python -m benchmarks.removal
 	$(BIN)/python -m benchmarks.removal.table
+
+# make bench-families: removal from models of real size of every family, and their speed; 25 minutes, resumable, 10 GB
+bench-families: env
+	$(BIN)/python -m benchmarks.families
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
