@@ -41,7 +41,10 @@ def selection_for(axes: Any, kind: str, edge: str) -> dict[str, torch.Tensor]:
     return selection
 
 
-def gated_and_removed(model: Any, kind: str, edge: str, *, low_rank: bool = False) -> tuple[Any, Any, Any, Any]:
+def gated_and_removed(
+    model: Any, kind: str, edge: str, *, low_rank: bool = False, choose: Any = None
+) -> tuple[Any, Any, Any, Any]:
+    """The gated model, the removed one, its expected parameters, the family. choose: gives the selection of axes."""
     family = family_of(model)
     gated = gateable(model, factored=low_rank)
     axes = family.axes(gated)
@@ -50,7 +53,7 @@ def gated_and_removed(model: Any, kind: str, edge: str, *, low_rank: bool = Fals
     with torch.no_grad():  # soft gates: what stays is scaled, and the scale must be folded in
         gates.log_alpha.uniform_(-1.0, 1.5, generator=torch.Generator().manual_seed(2))
     attach(gated, gates)
-    selection = selection_for(axes, kind, edge)
+    selection = selection_for(axes, kind, edge) if choose is None else choose(axes)
     gates.evaluate(selection)
     shape = {**getattr(model.config, "diminuendo", {}).get("shape", {}), **shape_of(axes, selection)}
     state, shape = multiply_back(axes, remove(axes, plain_state(gated), selection), shape)
