@@ -80,3 +80,19 @@ def test_frames_are_those_that_the_extractor_and_the_model_do_not_mask() -> None
         with torch.inference_mode():
             mask = model(made["input_features"], attention_mask=made["attention_mask"]).attention_mask
         assert family_of(model).frame_lengths(model, lengths).tolist() == mask.sum(1).tolist()
+
+
+@pytest.mark.parametrize(("kind", "edge"), [("channels", "some"), ("sublayer", "some")])
+@pytest.mark.parametrize(("family", "style"), TRANSDUCERS)
+def test_a_removed_transducer_decodes_the_tokens_of_the_gated_one(
+    family: str, style: str, kind: str, edge: str
+) -> None:
+    model = tiny_model(family, style)
+    with torch.no_grad():  # the stock loop of TDT takes a duration for a token where that has the largest logit
+        model.joint.head.weight[11:] = 0
+    gated, removed, _, _ = gated_and_removed(model, kind, edge)
+    options = {"decoder_start_token_id": 10, "max_new_tokens": 30}
+    with torch.inference_mode():
+        found, expected = (model.generate(**inputs_of(model), **options).sequences for model in (removed, gated))
+    assert torch.equal(found, expected)
+    assert found.shape[1] > 1
