@@ -51,7 +51,7 @@ def test_a_record_has_everything_and_adds_up(name: str) -> None:
     before, after = found["parameters"]["before"], found["parameters"]["after"]
     assert 0.2 < after / before <= 0.25
     assert found["removal_error"] < 1e-5
-    assert found["removal_memory_bytes"] > 0
+    assert found["removal_memory_bytes"] >= 0  # of a process that has had more before, nothing
     assert set(found["removal_seconds"]) >= {"plain copy", "axes and cost", "selection", "removal", "build"}
     assert set(found["median_ms"]) >= {"before", "after", "round to 1", "round to 2"}
     assert ("fast" in found["median_ms"]) == name.startswith("wavlm")
