@@ -124,8 +124,9 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     gates.sample(0)
     gates.set(gates.values)
     for got, expected in zip(narrow, states_and_gradients(), strict=True):
-        # Rounding, which every norm of few channels multiplies; in fp64 they agree to 1e-13.
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max() + 1))
+        # Rounding, which Data2Vec's stacked norms of few channels multiply; in fp64 that agrees to 1e-13.
+        share = 1e-4 if family == "data2vec-audio" else 1e-5
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=share * float(expected.abs().max() + 1))
 
 
 def test_the_same_draw_gives_the_same_gates_and_another_draw_others() -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diminuendo.training.compress_config import LEARNED
+
 
 def compression_card(
     result: Mapping[str, Any], recipe: str, config: Mapping[str, Any], run_log: Path, *, auto_class: str
@@ -63,7 +65,7 @@ to predict clusters of masked frames (HuBERT).
 
 
 def _expected(result: Mapping[str, Any]) -> str:
-    if result["method"] not in ("l0", "lowrank", "l0+lowrank"):
+    if result["method"] not in LEARNED:
         return ""
     kept = result["expected_before_selection"]
     return f" Kept fraction that the learned gates expected before the selection met the budget:\n{kept:.4f}."

@@ -11,6 +11,7 @@ from diminuendo.training.config import TrainingConfig
 
 Objective = Literal["distillation", "masked_prediction"]
 Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop"]
+LEARNED: tuple[Method, ...] = ("l0", "lowrank", "l0+lowrank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class CompressConfig(TrainingConfig):
     @property
     def learned(self) -> bool:
         """Whether gates learn what goes."""
-        return self.method in ("l0", "lowrank", "l0+lowrank")
+        return self.method in LEARNED
 
     @property
     def factored(self) -> bool:
