@@ -1,5 +1,6 @@
 """Removing members equals gating them: every family times every axis times the edges."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from diminuendo.structure.shape import shape_of
 from diminuendo.training.removing import gateable
 from tiny import VARIANTS, audio, extractor_of, tiny_model
 
-KINDS = ["channels", "heads", "neurons", "groups", "sublayer"]
+LENGTHS = torch.tensor([8000, 5000])
+KINDS = ["channels", "heads", "neurons", "groups", "sublayer", "width"]
 EDGES = ["some", "minimum", "one", "first", "every sublayer of a layer", "everything that may"]
 
 
@@ -41,10 +43,22 @@ def selection_for(axes: Any, kind: str, edge: str) -> dict[str, torch.Tensor]:
     return selection
 
 
-def gated_and_removed(
-    model: Any, kind: str, edge: str, *, low_rank: bool = False, choose: Any = None
-) -> tuple[Any, Any, Any, Any]:
-    """The gated model, the removed one, its expected parameters, the family. choose: gives the selection of axes."""
+@dataclass(frozen=True)
+class Pair:
+    """A gated model and what is left of it. params: expected; width: which members of the residual stream stay."""
+
+    gated: Any
+    removed: Any
+    params: float
+    width: torch.Tensor | None
+
+    def check(self) -> None:
+        assert max(relative_errors(self.removed, self.gated, LENGTHS, self.width)) < 1e-5
+        assert self.params == sum(p.numel() for p in self.removed.parameters())
+
+
+def gated_and_removed(model: Any, kind: str, edge: str, *, low_rank: bool = False, choose: Any = None) -> Pair:
+    """choose: gives the selection of axes."""
     family = family_of(model)
     gated = gateable(model, factored=low_rank)
     axes = family.axes(gated)
@@ -58,10 +72,12 @@ def gated_and_removed(
     shape = {**getattr(model.config, "diminuendo", {}).get("shape", {}), **shape_of(axes, selection)}
     state, shape = multiply_back(axes, remove(axes, plain_state(gated), selection), shape)
     removed = build(model, shape, state)
-    return gated, removed, selected_cost(cost, "params", selection), family
+    return Pair(gated, removed, selected_cost(cost, "params", selection), selection.get("width"))
 
 
-def relative_errors(family: Any, one: Any, other: Any, lengths: torch.Tensor) -> list[float]:
+def relative_errors(one: Any, other: Any, lengths: torch.Tensor, width: torch.Tensor | None = None) -> list[float]:
+    """Of every hidden state. width: which of the members that `other` has are there in `one`."""
+    family = family_of(one)
     waveforms = audio(len(lengths), int(lengths.max()))
     valid_samples = torch.arange(waveforms.shape[1]) < lengths[:, None]
     inputs = model_inputs(extractor_of(one), waveforms * valid_samples, lengths)
@@ -70,15 +86,13 @@ def relative_errors(family: Any, one: Any, other: Any, lengths: torch.Tensor) ->
     with torch.inference_mode():
         for a, b in zip(family.hidden_states(one, inputs), family.hidden_states(other, inputs), strict=True):
             valid = torch.arange(a.shape[1]) < frames[:, None]
+            b = b if width is None else b[..., width]
             errors.append(float((a - b)[valid].norm() / b[valid].norm()))
     return errors
 
 
 def check(family_name: str, style: str, kind: str, edge: str, *, low_rank: bool = False, **changes: Any) -> None:
-    model = tiny_model(family_name, style, **changes)
-    gated, removed, expected, family = gated_and_removed(model, kind, edge, low_rank=low_rank)
-    assert max(relative_errors(family, removed, gated, torch.tensor([8000, 5000]))) < 1e-5
-    assert expected == sum(p.numel() for p in removed.parameters())
+    gated_and_removed(tiny_model(family_name, style, **changes), kind, edge, low_rank=low_rank).check()
 
 
 COVERING = [
@@ -125,6 +139,10 @@ COVERING = [
     ("wav2vec2-bert", "base", "neurons", "minimum"),
     ("wav2vec2-bert", "base", "sublayer", "some"),
     ("wav2vec2-bert", "base", "channels", "everything that may"),
+    *((family, style, "width", "some") for family, style in VARIANTS),
+    ("hubert", "base", "width", "minimum"),
+    ("wavlm", "large", "width", "one"),
+    ("parakeet", "rnnt", "width", "minimum"),
 ]
 
 
@@ -174,7 +192,7 @@ def test_removing_ranks_and_members_equals_gating_them_everywhere(
 def test_full_rank_factorisation_changes_nothing(family: str, style: str) -> None:
     model = tiny_model(family, style)
     whole, cost = gateable(model, factored=True), build_cost_model(gateable(model, factored=True, meta=True))
-    assert max(relative_errors(family_of(model), whole, model, torch.tensor([8000, 5000]))) < 1e-5
+    assert max(relative_errors(whole, model, LENGTHS)) < 1e-5
     assert cost.total("params") == sum(p.numel() for p in family_of(model).plain(model).parameters())
     everything = torch.ones(sum(axis.size for axis in cost.axes))
     assert float(cost.expected("params", everything)) == sum(p.numel() for p in whole.parameters())
@@ -197,12 +215,18 @@ MIXED: list[tuple[str, str, dict[str, Any]]] = [
     ("wav2vec2-bert", "base", {"position_embeddings_type": "rotary"}),
     ("wav2vec2-bert", "base", {"position_embeddings_type": None, "hidden_act": "gelu"}),
     ("wav2vec2-bert", "base", {"add_adapter": True, "use_intermediate_ffn_before_adapter": True}),
+    ("wav2vec2-conformer", "base", {"position_embeddings_type": "rotary"}),
 ]
 
 
 @pytest.mark.parametrize(("family", "style", "changes"), MIXED, ids=str)
 def test_removing_equals_gating_in_mixed_styles(family: str, style: str, changes: dict[str, Any]) -> None:
-    for kind, edge in [("groups", "some"), ("channels", "some"), ("channels", "everything that may")]:
+    for kind, edge in [
+        ("groups", "some"),
+        ("width", "some"),
+        ("channels", "some"),
+        ("channels", "everything that may"),
+    ]:
         check(family, style, kind, edge, **changes)
 
 
@@ -220,18 +244,17 @@ def test_removing_equals_gating_in_mixed_styles_everywhere(
 @pytest.mark.parametrize(("first", "second"), [("some", "some"), ("everything that may", "one"), ("minimum", "some")])
 def test_removing_again_from_a_removed_model_equals_gating_it(family: str, style: str, first: str, second: str) -> None:
     model = tiny_model(family, style)
-    _, once, _, _ = gated_and_removed(model, "groups" if first == "some" else "heads", first)
-    gated, twice, expected, its = gated_and_removed(once, "groups" if second == "some" else "neurons", second)
-    assert max(relative_errors(its, twice, gated, torch.tensor([8000, 5000]))) < 1e-5
-    assert expected == sum(p.numel() for p in twice.parameters())
+    once = gated_and_removed(model, "groups" if first == "some" else "heads", first).removed
+    gated_and_removed(once, "groups" if second == "some" else "neurons", second).check()
 
 
 def test_a_recogniser_keeps_its_head() -> None:
     model = tiny_model("wav2vec2", "large", ctc=True)
-    gated, removed, expected, _ = gated_and_removed(model, "channels", "some")
+    pair = gated_and_removed(model, "channels", "some")
+    gated, removed = pair.gated, pair.removed
     with torch.inference_mode():
         torch.testing.assert_close(removed(audio()).logits, gated(audio()).logits, rtol=1e-4, atol=1e-5)
-    assert expected == sum(p.numel() for p in removed.parameters())
+    assert pair.params == sum(p.numel() for p in removed.parameters())
     assert torch.equal(removed.lm_head.weight, model.lm_head.weight)
 
 

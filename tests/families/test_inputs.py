@@ -107,7 +107,7 @@ def test_frame_lengths_equal_those_of_transformers(family: str) -> None:
 
 def test_frame_lengths_of_a_compressed_model_are_those_of_the_original() -> None:
     model = tiny_model()
-    removed = gated_and_removed(model, "channels", "some")[1]
+    removed = gated_and_removed(model, "channels", "some").removed
     samples = torch.arange(400, 20_001)
     frames = family_of(model).frame_lengths(model, samples)
     assert torch.equal(family_of(removed).frame_lengths(removed, samples), frames)

@@ -79,7 +79,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def saved_compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("saved") / "compressed"
-    model = gated_and_removed(tiny_model(), "channels", "some")[1]
+    model = gated_and_removed(tiny_model(), "channels", "some").removed
     save(model, Wav2Vec2FeatureExtractor(), directory)
     return directory
 

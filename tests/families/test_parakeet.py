@@ -20,18 +20,21 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize(("kind", "edge"), [("channels", "some"), ("channels", "one"), ("sublayer", "some")])
+@pytest.mark.parametrize(
+    ("kind", "edge"), [("channels", "some"), ("channels", "one"), ("sublayer", "some"), ("width", "some")]
+)
 @pytest.mark.parametrize(("family", "style"), TRANSDUCERS)
 def test_logits_of_a_removed_transducer_equal_those_of_the_gated_one(
     family: str, style: str, kind: str, edge: str
 ) -> None:
-    gated, removed, _, _ = gated_and_removed(tiny_model(family, style), kind, edge)
+    pair = gated_and_removed(tiny_model(family, style), kind, edge)
+    gated, removed = pair.gated, pair.removed
     torch.testing.assert_close(logits(removed), logits(gated), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "style"), TRANSDUCERS)
 def test_greedy_decoding_with_a_cache_follows_the_widths(family: str, style: str) -> None:
-    _, removed, _, _ = gated_and_removed(tiny_model(family, style), "channels", "some")
+    removed = gated_and_removed(tiny_model(family, style), "channels", "some").removed
     widths = removed.decoder.embedding.embedding_dim, removed.decoder.lstm.hidden_size, removed.joint.head.in_features
     assert widths == (12, 12, 12)
     tokens = torch.tensor([[10], [10]])
@@ -45,12 +48,19 @@ def test_greedy_decoding_with_a_cache_follows_the_widths(family: str, style: str
 
 @pytest.mark.parametrize("lookahead", [0, 1, 3])
 @pytest.mark.parametrize(
-    ("kind", "edge"), [("heads", "some"), ("channels", "some"), ("sublayer", "first attention"), ("sublayer", "some")]
+    ("kind", "edge"),
+    [
+        ("heads", "some"),
+        ("channels", "some"),
+        ("width", "some"),
+        ("sublayer", "first attention"),
+        ("sublayer", "some"),
+    ],
 )
 def test_chunk_by_chunk_equals_the_whole_utterance_after_removal(kind: str, edge: str, lookahead: int) -> None:
     """Chunks of lookahead + 1 frames; the first one is shorter, since the subsampling has no past to see."""
     model = tiny_model("nemotron", "rnnt")
-    _, removed, _, _ = gated_and_removed(model, kind, edge)
+    removed = gated_and_removed(model, kind, edge).removed
     frames = 8 * 12 - 7
     features, chunks = torch.randn(2, frames, 32), []
     cache, padding, start = None, None, 0
@@ -82,7 +92,7 @@ def test_frames_are_those_that_the_extractor_and_the_model_do_not_mask() -> None
         assert family_of(model).frame_lengths(model, lengths).tolist() == mask.sum(1).tolist()
 
 
-@pytest.mark.parametrize(("kind", "edge"), [("channels", "some"), ("sublayer", "some")])
+@pytest.mark.parametrize(("kind", "edge"), [("channels", "some"), ("sublayer", "some"), ("width", "some")])
 @pytest.mark.parametrize(("family", "style"), TRANSDUCERS)
 def test_a_removed_transducer_decodes_the_tokens_of_the_gated_one(
     family: str, style: str, kind: str, edge: str
@@ -90,7 +100,8 @@ def test_a_removed_transducer_decodes_the_tokens_of_the_gated_one(
     model = tiny_model(family, style)
     with torch.no_grad():  # the stock loop of TDT takes a duration for a token where that has the largest logit
         model.joint.head.weight[11:] = 0
-    gated, removed, _, _ = gated_and_removed(model, kind, edge)
+    pair = gated_and_removed(model, kind, edge)
+    gated, removed = pair.gated, pair.removed
     options = {"decoder_start_token_id": 10, "max_new_tokens": 30}
     with torch.inference_mode():
         found, expected = (model.generate(**inputs_of(model), **options).sequences for model in (removed, gated))

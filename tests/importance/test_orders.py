@@ -22,7 +22,7 @@ def test_chance_orders_members_by_its_seed_alone() -> None:
 
 def test_every_other_layer_goes_first_from_the_top() -> None:
     model = tiny_model(num_hidden_layers=5)
-    kinds = {"channels", "heads", "neurons", "groups"}
+    kinds = {"channels", "heads", "neurons", "groups", "width"}
     scores = whole_layers(free_axes(model, kinds))
     layers = [scores[f"encoder.layers.{i}.attention"].item() for i in range(5)]
     assert sorted(range(5), key=lambda layer: layers[layer]) == [4, 2, 0, 3, 1]

@@ -82,7 +82,7 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     monkeypatch.setattr(gating, "PRESENT_MULTIPLE", multiple)
     if cuda:
         monkeypatch.setattr(Gates, "_rounded_up", lambda *_: True)
-    _, student, gates = gated(tiny_model(family, style))
+    _, student, gates = gated(tiny_model(family, style).double())
     parts = PARTS[family]
     channels = "feature_extractor.conv_layers.2.channels"
     waveforms = family_of(student).reads_waveforms
@@ -102,8 +102,10 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     def states_and_gradients() -> list[torch.Tensor]:
         student.zero_grad()
         gates.zero_grad()
-        found = family_of(student).hidden_states(student, inputs_of(student))
-        draws = torch.Generator().manual_seed(1)
+        width, draws = gates.of("width"), torch.Generator().manual_seed(1)
+        opened = (gates.values[width] > 0)[torch.from_numpy(gates.present[width])]
+        inputs = {name: value.double() for name, value in inputs_of(student).items()}
+        found = [state[..., opened] for state in family_of(student).hidden_states(student, inputs)]
         sum((state * torch.randn(state.shape, generator=draws)).sum() for state in found).backward()
         learned = [*student.parameters(), gates.log_alpha]
         return [state.detach() for state in found] + [p.grad.clone() for p in learned if p.grad is not None]
@@ -124,9 +126,7 @@ def test_leaving_out_members_whose_gate_is_zero_changes_neither_states_nor_gradi
     gates.sample(0)
     gates.set(gates.values)
     for got, expected in zip(narrow, states_and_gradients(), strict=True):
-        # Rounding, which Data2Vec's stacked norms of few channels multiply; in fp64 that agrees to 1e-13.
-        share = 1e-4 if family == "data2vec-audio" else 1e-5
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=share * float(expected.abs().max() + 1))
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max() + 1))
 
 
 def test_the_same_draw_gives_the_same_gates_and_another_draw_others() -> None:

@@ -45,6 +45,12 @@ def test_the_map_says_the_numbers_and_names_a_removed_sublayer(figure):
     assert texts(figure, "Feed-forward neurons") == ["1,001 / 4,096", "0 / 4,096"]
 
 
+def test_the_width_is_one_bar_though_the_shape_has_its_members():
+    figure = layer_map({"a.0.channels": 3, "width": [0, 2, 5]}, {"a.0.channels": 4, "width": 8})
+    assert bars(figure)["width"] == [(0, 3)]
+    assert texts(figure, "Width of the residual stream") == ["3 / 8"]
+
+
 def test_a_removed_sublayer_has_no_bar_at_all(figure):
     (axes,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "Attention heads")
     assert [round(patch.get_y() + patch.get_height() / 2) for patch in axes.patches] == [0, 0]

@@ -125,9 +125,9 @@ def test_expected_cost_equals_true_cost_after_any_removal(family: str, style: st
 
 
 def test_the_cost_of_a_model_compressed_before_is_its_own() -> None:
-    once = gated_and_removed(tiny_model("hubert", "large"), "heads", "everything that may")[1]
+    once = gated_and_removed(tiny_model("hubert", "large"), "heads", "everything that may").removed
     check_open(once)
-    check_removed(gated_and_removed(tiny_model("hubert", "base"), "groups", "some")[1], seed=3)
+    check_removed(gated_and_removed(tiny_model("hubert", "base"), "groups", "some").removed, seed=3)
 
 
 # A made-up model with every case: `width` lies on both dimensions of `square`; `glu` owns two places in `doubled`,

@@ -53,7 +53,7 @@ def test_the_seed_decides_its_weights() -> None:
 
 def test_a_teacher_that_was_compressed_is_refused() -> None:
     with pytest.raises(UserError, match="give the original"):
-        deep_thin(gated_and_removed(tiny_model(), "heads", "some")[1], 20_000)
+        deep_thin(gated_and_removed(tiny_model(), "heads", "some").removed, 20_000)
 
 
 def test_a_conformer_is_refused() -> None:

@@ -112,6 +112,9 @@ def measure(
             whole = states
             total = total + _squares(whole)
         else:
+            if axis.kind == "width":  # a state that is normed later still has there what it had
+                gone = ~selections[axis.name][axis.name].to(device)
+                states = [state.masked_fill(gone, 0.0) for state in states]
             moved[axis.name] = moved[axis.name] + _squares([a - b for a, b in zip(states, whole, strict=True)])
 
     rows = []

@@ -5,7 +5,7 @@ from diminuendo.families.family import Family, Model
 from diminuendo.families.inputs import model_inputs
 from diminuendo.families.load import load, load_feature_extractor
 from diminuendo.families.measure import build_cost_model
-from diminuendo.families.registry import FAMILIES, encoder_config, family_of
+from diminuendo.families.registry import FAMILIES, encoder_config, family_of, stream_width
 
 __all__ = [
     "FAMILIES",
@@ -18,4 +18,5 @@ __all__ = [
     "load",
     "load_feature_extractor",
     "model_inputs",
+    "stream_width",
 ]

@@ -41,7 +41,8 @@ def axes(model: Model) -> tuple[Axis, ...]:
     """The axes of an encoder or of the recogniser around it; the last positional norm as `plain` makes it."""
     base, prefix = encoder_in(model)
     layers = wav2vec2.layer_axes(base, prefix, pre_norm=False)
-    return (*wav2vec2.front_end_axes(base, prefix), *_positional_axis(base, prefix), *layers)
+    width = wav2vec2.width_axes(model)
+    return (*wav2vec2.front_end_axes(base, prefix), *_positional_axis(base, prefix), *layers, *width)
 
 
 def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:

@@ -32,9 +32,10 @@ from diminuendo.families.parts import (
     heads_axis,
     sublayer,
     whole,
+    width_axis,
 )
 from diminuendo.modules import ragged_nemotron, ragged_parakeet
-from diminuendo.modules.ragged_parakeet import NORMS, count_own_heads
+from diminuendo.modules.ragged_parakeet import NORMS, count_own_heads, residual
 from diminuendo.structure.axis import Axis, Product, Slice
 
 LABELS_PER_SECOND = 4.0  # of subwords in read English
@@ -121,6 +122,7 @@ def axes(model: Model) -> tuple[Axis, ...]:
                 found += convolution_axes(module, name, prefix, "norm", before=before)
             else:
                 found += feed_forward_axes(module, name, prefix, "linear1", "linear2", before)
+    found.append(width_axis(model, encoder, prefix, residual(encoder.config), gathered=False))
     if hasattr(model, "joint"):
         found += _transducer_axes(model)
     return tuple(found)

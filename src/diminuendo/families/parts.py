@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diminuendo.families.family import Model
+from diminuendo.modules.ragged import HEADS
+from diminuendo.modules.residual import Residual
 from diminuendo.structure.axis import Axis, Product, Slice
 
 
@@ -73,6 +75,39 @@ def heads_axis(
     slices = [piece for part in inputs for piece in along(getattr(module, part), f"{here}.{part}", head_dim)]
     heads = getattr(module, inputs[0]).out_features // head_dim
     return Axis(f"{name}.heads", "heads", heads, (*slices, *more, gate), (gate,), minimum=minimum, parent=name)
+
+
+def width_axis(model: Model, encoder: Any, prefix: str, residual: Residual, *, gathered: bool) -> Axis:
+    """The width of the residual stream, from the first state to the recogniser's head.
+
+    Gates lie on what the norms write, which is all that matrices read, and on what writes the first state, since
+    positional convolutions read that as it is. gathered: something reads heads or groups of the stream and has to know
+    which members stay.
+    """
+    slices: list[Slice] = []
+    gates: list[Slice] = []
+    norms: list[str] = []
+    size = 0
+    for role, path, module in residual.modules(encoder):
+        here = f"{prefix}{path}"
+        pieces = (Slice(f"{here}.weight", 1),) if role == "reads" else along(module, here)
+        if role == "source":
+            size = module.out_features
+        if role in ("source", "norms"):
+            gates += pieces
+        if isinstance(module, nn.LayerNorm):
+            norms.append(here)
+        slices += pieces
+    if getattr(encoder, "masked_spec_embed", None) is not None:
+        mask = Slice(f"{prefix}masked_spec_embed", 0)  # in the place of what the source writes
+        slices, gates = [*slices, mask], [*gates, mask]
+    if model is not encoder:
+        slices += (Slice(f"{name}.weight", 1) for name in HEADS if hasattr(model, name))
+    positions = None
+    if gathered:
+        kept = getattr(model.config, "diminuendo", {"shape": {}})["shape"].get("width")
+        positions = tuple(kept if isinstance(kept, list) else range(size))
+    return Axis("width", "width", size, tuple(slices), tuple(gates), tuple(norms), minimum=1, positions=positions)
 
 
 def attention_product(axis: Axis, macs_per_frame: float, frames: int, seconds: float) -> Product:

@@ -50,6 +50,12 @@ def encoder_config(model: Model) -> Any:
     return family_of(model).encoder(model).config
 
 
+def stream_width(model: Model) -> int:
+    """The width of a model's hidden states."""
+    kept = getattr(model.config, "diminuendo", {"shape": {}})["shape"].get("width", encoder_config(model).hidden_size)
+    return kept if isinstance(kept, int) else len(kept)
+
+
 def find_family(model: Any) -> Family | None:
     """The family of a model; None for one that is of no family."""
     model_type = str(getattr(getattr(model, "config", None), "model_type", None))

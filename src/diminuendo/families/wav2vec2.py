@@ -35,8 +35,10 @@ from diminuendo.families.parts import (
     heads_axis,
     sublayer,
     whole,
+    width_axis,
 )
 from diminuendo.modules import ragged_wav2vec2 as ragged
+from diminuendo.modules.residual import Residual
 from diminuendo.structure.axis import Axis, Product, Slice
 
 
@@ -113,11 +115,20 @@ def layer_axes(
         )
 
 
+def width_axes(
+    model: Model, residual: Callable[[Any], Residual] = ragged.residual, *, gathered: bool = True
+) -> Iterator[Axis]:
+    """The width of the residual stream; not where an adapter reads it, which is left as it is."""
+    base, prefix = encoder_in(model)
+    if not getattr(base.config, "add_adapter", False):
+        yield width_axis(model, base, prefix, residual(base.config), gathered=gathered)
+
+
 def axes(model: Model, attention_axes: AttentionAxes = _attention_axes) -> tuple[Axis, ...]:
     """The axes of an encoder or of the recogniser around it, in the order of the signal."""
     base, prefix = encoder_in(model)
     layers = layer_axes(base, prefix, base.config.do_stable_layer_norm, attention_axes)
-    return (*front_end_axes(base, prefix), *positional_axis(base, prefix), *layers)
+    return (*front_end_axes(base, prefix), *positional_axis(base, prefix), *layers, *width_axes(model))
 
 
 def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:

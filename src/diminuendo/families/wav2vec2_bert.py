@@ -15,7 +15,7 @@ from diminuendo.families import wav2vec2
 from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.inputs import noise
 from diminuendo.families.parts import encoder_in
-from diminuendo.families.wav2vec2_conformer import attention_products, layer_axes
+from diminuendo.families.wav2vec2_conformer import attention_products, layer_axes, width_axes
 from diminuendo.modules.ragged_wav2vec2_bert import RaggedWav2Vec2BertForCTC, RaggedWav2Vec2BertModel
 from diminuendo.modules.ragged_wav2vec2_conformer import positions
 from diminuendo.structure.axis import Axis, Product
@@ -27,7 +27,8 @@ _WINDOW, _HOP, _STACKED = 400, 160, 2
 def axes(model: Model) -> tuple[Axis, ...]:
     """The axes of an encoder or of the recogniser around it, in the order of the signal."""
     base, prefix = encoder_in(model)
-    return tuple(layer_axes(base.encoder.layers, prefix, "depthwise_layer_norm"))
+    width = () if base.intermediate_ffn else width_axes(model)  # that is a sublayer behind the encoder
+    return (*layer_axes(base.encoder.layers, prefix, "depthwise_layer_norm"), *width)
 
 
 def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:

@@ -19,6 +19,7 @@ from diminuendo.modules.ragged_wav2vec2_conformer import (
     RaggedWav2Vec2ConformerForCTC,
     RaggedWav2Vec2ConformerModel,
     positions,
+    residual,
 )
 from diminuendo.structure.axis import Axis, Product, Slice
 
@@ -47,10 +48,17 @@ def layer_axes(layers: nn.ModuleList, prefix: str, norm: str) -> Iterator[Axis]:
         yield from feed_forward_axes(layer.ffn2, f"{name}.ffn2", prefix, *matrices, before["ffn2"])
 
 
+def width_axes(model: Model) -> Iterator[Axis]:
+    """Rotary positions rotate the stream as if it were heads, so they need it whole."""
+    rotary = model.config.position_embeddings_type == "rotary"
+    return wav2vec2.width_axes(model, residual, gathered=rotary)
+
+
 def axes(model: Model) -> tuple[Axis, ...]:
     """The axes of an encoder or of the recogniser around it, in the order of the signal."""
     base, prefix = encoder_in(model)
-    return (*wav2vec2.front_end_axes(base, prefix), *layer_axes(base.encoder.layers, prefix, "batch_norm"))
+    layers = layer_axes(base.encoder.layers, prefix, "batch_norm")
+    return (*wav2vec2.front_end_axes(base, prefix), *layers, *width_axes(model))
 
 
 def attention_products(model: Model, found: Sequence[Axis], frames: int, seconds: float) -> tuple[Product, ...]:

@@ -24,10 +24,11 @@ class KeptLayerNorm(nn.LayerNorm):
         if bool(kept.all()):
             return F.layer_norm(hidden, kept.shape, self.weight, self.bias, self.eps)
         with torch.autocast(hidden.device.type, enabled=False):  # as for the ordinary norm: statistics in fp32
-            mask = kept.to(hidden.device).float()
+            precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+            mask = kept.to(precise)
             count = mask.sum().clamp(min=1)  # a draw may shut every gate
-            mean = (hidden.float() * mask).sum(-1, keepdim=True) / count
-            centred = (hidden.float() - mean) * mask
+            mean = (precise * mask).sum(-1, keepdim=True) / count
+            centred = (precise - mean) * mask
             variance = centred.square().sum(-1, keepdim=True) / count
             normed = centred * torch.rsqrt(variance + self.eps)
             if self.elementwise_affine:

@@ -14,11 +14,15 @@ import transformers
 from torch import Tensor, nn
 
 from .low_rank import LowRank
+from .residual import Residual
 
 if int(transformers.__version__.split(".")[0]) < 5:
     raise ImportError(f"this model's code needs transformers 5 or newer, here is {transformers.__version__}")
 
 Shape = dict[str, Any]
+
+HEADS = ("lm_head", "ctc_head", "encoder_projector")
+"""What reads an encoder's output in the recognisers around it."""
 
 
 def size(kept: int | list[int]) -> int:
@@ -141,11 +145,25 @@ class Ragged:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        self._narrow(size(config.diminuendo["shape"].get("width", self.encoder_inside.config.hidden_size)))
         self.shrink(config.diminuendo["shape"])
         self._factor(config.diminuendo["shape"])
         for module in self.modules():  # type: ignore[attr-defined]
             module.__dict__.pop("_is_hf_initialized", None)  # what has other sizes is to be drawn anew
         self.post_init()  # type: ignore[attr-defined]
+
+    def _narrow(self, width: int) -> None:
+        """Gives all that reads or writes the residual stream its width, while the stock modules are still there."""
+        encoder = self.encoder_inside
+        if width == encoder.config.hidden_size:
+            return
+        for role, _, module in list(self.residual(encoder.config).modules(encoder)):
+            resize(module, reads=width) if role == "reads" else resize(module, writes=width)
+        for name in HEADS:
+            if hasattr(self, name):
+                resize(getattr(self, name), reads=width)
+        if getattr(encoder, "masked_spec_embed", None) is not None:
+            encoder.masked_spec_embed = nn.Parameter(torch.empty(width).uniform_())
 
     def _factor(self, shape: Shape) -> None:
         """Factors the matrices that the shape has ranks of."""
@@ -158,6 +176,11 @@ class Ragged:
 
     def shrink(self, shape: Shape) -> None:
         """Gives the modules of the freshly built model the sizes of `shape`; weights are to be loaded or drawn."""
+        raise NotImplementedError
+
+    @staticmethod
+    def residual(config: Any) -> Residual:
+        """What reads and writes the residual stream of an encoder of this configuration."""
         raise NotImplementedError
 
     @property

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from transformers import Data2VecAudioConfig, Data2VecAudioForCTC, Data2VecAudioModel
 
 from .ragged import Ragged, RaggedConfig, Shape, shrink_feed_forward
-from .ragged_wav2vec2 import KeptGroups, shrink_attention, shrink_front_end
+from .ragged_wav2vec2 import KeptGroups, residual, shrink_attention, shrink_front_end
+from .residual import Stream, stream_of
 
 
 class KeptGroupsPositionalStack(KeptGroups):
@@ -15,9 +16,9 @@ class KeptGroupsPositionalStack(KeptGroups):
     The last norm has a weight, unlike the stock one: there the gates were.
     """
 
-    def __init__(self, stock: nn.Module, kept: list[int]) -> None:
+    def __init__(self, stock: nn.Module, kept: list[int], stream: Stream) -> None:
         layers: Any = stock.layers
-        super().__init__(layers[0].conv.groups, kept)
+        super().__init__(layers[0].conv.groups, kept, stream)
         self.layers = layers = layers if kept else nn.ModuleList()
         for layer in layers:
             conv, width = layer.conv, layer.conv.out_channels // self.num_groups * len(kept)
@@ -32,11 +33,13 @@ class KeptGroupsPositionalStack(KeptGroups):
 
 
 class _Ragged(Ragged):
+    residual = staticmethod(residual)
+
     def shrink(self, shape: Shape) -> None:
         base = self.encoder_inside
         shrink_front_end(base, shape)
-        positional = base.encoder.pos_conv_embed
-        base.encoder.pos_conv_embed = KeptGroupsPositionalStack(positional, shape["encoder.pos_conv_embed.groups"])
+        groups, stream = shape["encoder.pos_conv_embed.groups"], stream_of(shape, base.config)
+        base.encoder.pos_conv_embed = KeptGroupsPositionalStack(base.encoder.pos_conv_embed, groups, stream)
         for i, layer in enumerate(base.encoder.layers):
             name = f"encoder.layers.{i}"
             shrink_attention(layer, name, shape)

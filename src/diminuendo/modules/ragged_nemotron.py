@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming import NemotronAsrStreamingRNNTDecoder
 
 from .ragged import Ragged, RaggedConfig, Shape, resize
-from .ragged_parakeet import FirstStepDecoder, shrink_encoder, shrink_transducer
+from .ragged_parakeet import FirstStepDecoder, residual, shrink_encoder, shrink_transducer
 
 
 def _shrink_subsampling(subsampling: Any, shape: Shape) -> None:
@@ -37,6 +37,8 @@ def number_attentions(encoder: Any) -> None:
 
 
 class _Ragged(Ragged):
+    residual = staticmethod(residual)
+
     def shrink(self, shape: Shape) -> None:
         encoder = self.encoder_inside
         _shrink_subsampling(encoder.subsampling, shape)

@@ -29,6 +29,17 @@ from .ragged import (
     shrink_feed_forward,
 )
 from .ragged_conformer import drop_norms_before, shrink_convolution
+from .residual import Residual
+
+
+def residual(config: Any) -> Residual:
+    layer = r"layers\.\d+\."
+    return Residual(
+        source=r"subsampling\.linear",
+        reads=layer + r"(feed_forward[12]\.linear1|self_attn\.[qkv]_proj|conv\.pointwise_conv1)",
+        writes=layer + r"(feed_forward[12]\.linear2|self_attn\.o_proj|conv\.pointwise_conv2)",
+        norms=layer + r"norm_\w+",
+    )
 
 
 class AttentionView:
@@ -133,6 +144,8 @@ TRANSDUCER_AXES = ("decoder.embedding.channels", "decoder.lstm.channels", "joint
 
 
 class _Ragged(Ragged):
+    residual = staticmethod(residual)
+
     def shrink(self, shape: Shape) -> None:
         _shrink_subsampling(self.encoder_inside.subsampling, shape)
         shrink_encoder(self.encoder_inside, shape)

@@ -30,14 +30,18 @@ from .ragged import (
     shrink_feed_forward,
     size,
 )
+from .residual import Residual, Stream, stream_of
 
 
 class KeptGroups(nn.Module):
-    """A positional embedding with some of its groups of channels: it reads and writes only those."""
+    """A positional embedding with some of its groups of channels: it reads and writes only those.
 
-    def __init__(self, num_groups: int, kept: list[int]) -> None:
+    Groups are of the residual stream's original width, whatever is left of it.
+    """
+
+    def __init__(self, num_groups: int, kept: list[int], stream: Stream) -> None:
         super().__init__()
-        self.num_groups, self.kept = num_groups, kept
+        self.num_groups, self.kept, self.stream = num_groups, kept, stream
 
     def embed(self, read: Tensor) -> Tensor:
         """Of the kept groups' channels, [batch, channels, frames], as many."""
@@ -46,18 +50,19 @@ class KeptGroups(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.kept:
             return torch.zeros_like(hidden)
+        hidden = self.stream.spread(hidden)
         batch, frames, width = hidden.shape
         groups = hidden.transpose(1, 2).reshape(batch, self.num_groups, width // self.num_groups, frames)
         written = self.embed(groups[:, self.kept].flatten(1, 2))
         out = torch.zeros_like(groups, dtype=written.dtype)
         out[:, self.kept] = written.unflatten(1, (len(self.kept), -1))
-        return out.flatten(1, 2).transpose(1, 2)
+        return self.stream.gather(out.flatten(1, 2).transpose(1, 2))
 
 
 class KeptGroupsPositionalConv(KeptGroups):
-    def __init__(self, stock: nn.Module, kept: list[int]) -> None:
+    def __init__(self, stock: nn.Module, kept: list[int], stream: Stream) -> None:
         conv: Any = stock.conv
-        super().__init__(conv.groups, kept)
+        super().__init__(conv.groups, kept, stream)
         self.batch_norm: nn.Module | None = None
         self.padding: Any = stock.padding
         self.activation: Any = stock.activation
@@ -71,6 +76,17 @@ class KeptGroupsPositionalConv(KeptGroups):
         if self.batch_norm is not None:
             read = self.batch_norm(read)
         return self.activation(self.padding(self.conv(read)))  # type: ignore[no-any-return]
+
+
+def residual(config: Any) -> Residual:
+    """Of wav2vec 2.0's layers; `adapter_layer` is in those of models of many languages."""
+    layer = r"encoder\.layers\.\d+\."
+    return Residual(
+        source=r"feature_projection\.projection",
+        reads=layer + r"(attention\.[qkv]_proj|feed_forward\.intermediate_dense|adapter_layer\.linear_1)",
+        writes=layer + r"(attention\.out_proj|feed_forward\.output_dense|adapter_layer\.linear_2)",
+        norms=r"encoder\.layer_norm|" + layer + r"(layer_norm|final_layer_norm|adapter_layer\.norm)",
+    )
 
 
 def shrink_front_end(base: Any, shape: Shape) -> None:
@@ -92,7 +108,8 @@ def shrink_positional(encoder: Any, shape: Shape) -> None:
     positional = encoder.pos_conv_embed
     if parametrize.is_parametrized(positional.conv):  # weight norm runs over the groups, so it is multiplied out
         parametrize.remove_parametrizations(positional.conv, "weight")
-    encoder.pos_conv_embed = KeptGroupsPositionalConv(positional, shape["encoder.pos_conv_embed.groups"])
+    groups, stream = shape["encoder.pos_conv_embed.groups"], stream_of(shape, encoder.config)
+    encoder.pos_conv_embed = KeptGroupsPositionalConv(positional, groups, stream)
 
 
 def shrink_attention(layer: Any, name: str, shape: Shape) -> None:
@@ -100,7 +117,7 @@ def shrink_attention(layer: Any, name: str, shape: Shape) -> None:
     if not shape[f"{name}.attention"]:
         layer.attention = RemovedAttention()
     elif heads == 0:
-        layer.attention = EmptyAttention("out_proj", attention.embed_dim)
+        layer.attention = EmptyAttention("out_proj", attention.out_proj.out_features)
     else:
         for part in ("q_proj", "k_proj", "v_proj"):
             resize(getattr(attention, part), writes=heads * attention.head_dim)
@@ -117,6 +134,8 @@ def drop_norms(layer: Any, name: str, shape: Shape) -> None:
 
 
 class _Ragged(Ragged):
+    residual = staticmethod(residual)
+
     def shrink(self, shape: Shape) -> None:
         base = self.encoder_inside
         shrink_front_end(base, shape)

@@ -3,10 +3,12 @@
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertForCTC, Wav2Vec2BertModel
 
 from .ragged import Ragged, RaggedConfig, Shape
-from .ragged_wav2vec2_conformer import shrink_encoder
+from .ragged_wav2vec2_conformer import residual, shrink_encoder
 
 
 class _Ragged(Ragged):
+    residual = staticmethod(residual)
+
     def shrink(self, shape: Shape) -> None:
         shrink_encoder(self.encoder_inside.encoder, shape, "depthwise_layer_norm")
 

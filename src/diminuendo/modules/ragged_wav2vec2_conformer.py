@@ -13,6 +13,7 @@ from transformers import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, Wav2V
 from .ragged import EmptyAttention, Ragged, RaggedConfig, RemovedAttention, Shape, resize, shrink_feed_forward, size
 from .ragged_conformer import drop_norms_before, shrink_convolution
 from .ragged_wav2vec2 import shrink_front_end
+from .residual import Residual, Stream, stream_of
 
 NORMS = {"ffn1": "ffn1_layer_norm", "self_attn": "self_attn_layer_norm", "ffn2": "ffn2_layer_norm"}
 """Of the sublayers that are normed from outside: the norm."""
@@ -63,6 +64,26 @@ def positions(config: Any) -> nn.Module | None:
     return None
 
 
+class _RotatesWhole:
+    """Mixin of an attention with rotary positions, which rotate the residual stream as if it were heads."""
+
+    stream: Stream
+
+    def _apply_rotary_embedding(self, hidden_states: Tensor, positions: Tensor) -> Any:
+        return super()._apply_rotary_embedding(self.stream.spread(hidden_states), positions)  # type: ignore[misc]
+
+
+def residual(config: Any) -> Residual:
+    layer = r"encoder\.layers\.\d+\."
+    reads = "v" if config.position_embeddings_type == "rotary" else "qkv"  # the others read what was rotated
+    return Residual(
+        source=r"feature_projection\.projection",
+        reads=layer + rf"(ffn[12]\.intermediate_dense|self_attn\.linear_[{reads}]|conv_module\.pointwise_conv1)",
+        writes=layer + r"(ffn[12]\.output_dense|self_attn\.linear_out|conv_module\.pointwise_conv2)",
+        norms=r"encoder\.layer_norm|" + layer + r"(\w+_layer_norm|conv_module\.layer_norm)",
+    )
+
+
 def shrink_self_attention(layer: Any, name: str, shape: Shape) -> None:
     """`num_heads` stays: only rotary positions read it, which rotate the residual stream as if it were heads."""
     attention, heads = layer.self_attn, size(shape[f"{name}.self_attn.heads"])
@@ -78,6 +99,9 @@ def shrink_self_attention(layer: Any, name: str, shape: Shape) -> None:
             if hasattr(attention, part):
                 setattr(attention, part, nn.Parameter(torch.zeros(heads, attention.head_size)))
         resize(attention.linear_out, reads=heads * attention.head_size)
+        if attention.position_embeddings_type == "rotary":
+            attention.stream = stream_of(shape, attention.config)
+            attention.__class__ = type(type(attention).__name__, (_RotatesWhole, type(attention)), {})
 
 
 def shrink_encoder(encoder: Any, shape: Shape, norm: str) -> None:
@@ -93,6 +117,8 @@ def shrink_encoder(encoder: Any, shape: Shape, norm: str) -> None:
 
 
 class _Ragged(Ragged):
+    residual = staticmethod(residual)
+
     def shrink(self, shape: Shape) -> None:
         base = self.encoder_inside
         shrink_front_end(base, shape)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers import WavLMConfig, WavLMForCTC, WavLMModel
 
 from .ragged import Ragged, RaggedConfig, Shape, shrink_feed_forward, size
-from .ragged_wav2vec2 import drop_norms, shrink_front_end, shrink_positional
+from .ragged_wav2vec2 import drop_norms, residual, shrink_front_end, shrink_positional
+from .residual import Stream, stream_of
 
 
 def position_bias(table: nn.Embedding, max_distance: int, frames: int) -> Tensor:
@@ -66,13 +67,15 @@ class FusedWavLMAttention(WavLMAttentionLike):
     v_proj: nn.Linear
     kept_heads: Tensor
 
-    def __init__(self, stock: Any, heads: int | None = None) -> None:
+    def __init__(self, stock: Any, heads: int | None = None, stream: Stream | None = None) -> None:
+        """heads: how many are left, None for all; stream: what is left of the residual stream, None for all."""
         super().__init__(stock)
-        self.embed_dim, self.head_dim, self.dropout = stock.embed_dim, stock.head_dim, stock.dropout
+        self.head_dim, self.dropout = stock.head_dim, stock.dropout
+        self.stream = Stream(None, stock.embed_dim) if stream is None else stream
         heads = stock.num_heads if heads is None else heads
         for part in ("k_proj", "v_proj", "q_proj"):
-            setattr(self, part, nn.Linear(self.embed_dim, heads * self.head_dim))
-        self.out_proj = nn.Linear(heads * self.head_dim, self.embed_dim)
+            setattr(self, part, nn.Linear(stock.q_proj.in_features, heads * self.head_dim))
+        self.out_proj = nn.Linear(heads * self.head_dim, stock.out_proj.out_features)
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, heads, 1, 1))
         self.gru_rel_pos_linear = nn.Linear(self.head_dim, 8)
         self.register_buffer("kept_heads", torch.arange(heads))
@@ -83,7 +86,7 @@ class FusedWavLMAttention(WavLMAttentionLike):
         batch, frames, _width = hidden_states.shape
         position_bias = self.bias(position_bias, frames)
         heads = (batch, frames, -1, self.head_dim)
-        parts = hidden_states.view(heads).index_select(2, self.kept_heads).transpose(1, 2)
+        parts = self.stream.spread(hidden_states).view(heads).index_select(2, self.kept_heads).transpose(1, 2)
         # The stock module adds up four projections for each of the two gates: one of the sums does.
         weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)
         gates = torch.sigmoid(F.linear(parts, weight, self.gru_rel_pos_linear.bias.view(2, 4).sum(1)))
@@ -107,14 +110,17 @@ class RemovedWavLMAttention(WavLMAttentionLike):
 
 
 class _Ragged(Ragged):
+    residual = staticmethod(residual)
+
     def shrink(self, shape: Shape) -> None:
         base = self.encoder_inside
+        stream = stream_of(shape, base.config)
         shrink_front_end(base, shape)
         shrink_positional(base.encoder, shape)
         for i, layer in enumerate(base.encoder.layers):
             name = f"encoder.layers.{i}"
             if shape[f"{name}.attention"]:
-                layer.attention = FusedWavLMAttention(layer.attention, size(shape[f"{name}.attention.heads"]))
+                layer.attention = FusedWavLMAttention(layer.attention, size(shape[f"{name}.attention.heads"]), stream)
             else:
                 layer.attention = RemovedWavLMAttention(layer.attention)
             shrink_feed_forward(layer, "feed_forward", name, shape, "intermediate_dense", "output_dense")

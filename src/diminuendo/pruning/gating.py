@@ -212,13 +212,14 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def attach(model: nn.Module, gates: Gates) -> None:
+def attach(model: nn.Module, gates: Gates, axes: Sequence[Axis] | None = None) -> None:
     """Puts the gates on the model: its weights become parametrised.
 
-    Its norms and depthwise convolutions become mindful of who is present.
+    Its norms and depthwise convolutions become mindful of who is present. axes: what in this model belongs to axes that
+    the gates are of, if it is not these themselves.
     """
     touches: dict[str, list[_Touch]] = {}
-    for axis in gates.axes:
+    for axis in gates.axes if axes is None else axes:
         for piece in dict.fromkeys((*axis.slices, *axis.gates)):
             gated = piece in axis.gates
             if not gated and (piece.dim is None or axis.positions is not None):
@@ -256,9 +257,9 @@ def _replace(model: nn.Module, path: str, new: Callable[[Any], nn.Module]) -> No
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a gated model as if it had never been gated, with the gates of `evaluate` multiplied in."""
-    state = {name: value.detach() for name, value in model.state_dict().items() if ".parametrizations." not in name}
+    state = {name: value.detach() for name, value in model.state_dict().items() if "parametrizations." not in name}
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for leaf in module.parametrizations:
-                state[f"{path}.{leaf}"] = getattr(module, str(leaf)).detach()
+                state[f"{path}.{leaf}".removeprefix(".")] = getattr(module, str(leaf)).detach()
     return state

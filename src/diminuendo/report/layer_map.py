@@ -16,6 +16,7 @@ _TITLES = {
     "groups": "Positional groups",
     "attention.heads": "Attention heads",
     "feed_forward.neurons": "Feed-forward neurons",
+    "width": "Width of the residual stream",
 }
 _COLOURS = {"channels": "green", "groups": "purple", "heads": "blue", "neurons": "orange"}
 
@@ -88,7 +89,10 @@ def panels(shape: Mapping[str, Kept], full_shape: Mapping[str, Kept]) -> tuple[P
         gone = any(not shape.get(other, 1) for other in around)
         match = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
         stack, layer, part = match.groups() if match else (*name.rpartition(".")[:1], None, name.rpartition(".")[2])
-        row = Row(name, None if layer is None else int(layer), shape.get(name), full_shape.get(name), gone)
+        kept, full = shape.get(name), full_shape.get(name)
+        if name == "width":  # hundreds of cells would not be seen
+            kept, full = _counted(kept), _counted(full)
+        row = Row(name, None if layer is None else int(layer), kept, full, gone)
         found.setdefault((stack, part), []).append(row)
     return tuple(
         Panel(stack, part, tuple(sorted(rows, key=lambda row: row.layer or 0))) for (stack, part), rows in found.items()
@@ -159,6 +163,10 @@ def _bars(members: Kept, y: int) -> dict[str, Any]:
     if isinstance(members, int):
         return {"y": [y], "width": [members], "height": height}
     return {"y": [y] * len(members), "left": members, "width": 0.9, "height": height}
+
+
+def _counted(members: Kept | None) -> Kept | None:
+    return None if members is None else _count(members)
 
 
 def _count(members: Kept) -> int:

@@ -23,6 +23,8 @@ _TITLES = {
     "heads": "Attention heads, half of them",
     "neurons": "Feed-forward neurons, half of them",
     "sublayer": "Sublayers, the whole of one",
+    "ranks": "Ranks of matrices, half of them",
+    "width": "Width of the residual stream, half of it",
 }
 _COLOURS = ("blue", "orange", "green", "purple")
 _PANEL = 120.0  # points

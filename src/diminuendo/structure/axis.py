@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-AxisKind = Literal["channels", "heads", "neurons", "groups", "sublayer", "ranks"]
+AxisKind = Literal["channels", "heads", "neurons", "groups", "sublayer", "ranks", "width"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Axis:
     @property
     def is_width(self) -> bool:
         """Whether kept sizes become widths of matrices, which hardware wants as multiples of 8 or 16."""
-        return self.kind in ("channels", "neurons", "ranks")
+        return self.kind in ("channels", "neurons", "ranks", "width")
 
 
 @dataclass(frozen=True)

@@ -15,5 +15,8 @@ def shape_of(axes: Sequence[Axis], selection: Selection | None = None) -> Shape:
     shape: Shape = {}
     for axis in axes:
         kept = range(axis.size) if selection is None else selection[axis.name].nonzero().flatten().tolist()
-        shape[axis.name] = len(kept) if axis.positions is None else [axis.positions[member] for member in kept]
+        which = None if axis.positions is None else [axis.positions[member] for member in kept]
+        if axis.kind == "width" and which == [*range(axis.size)]:
+            which = None  # the number says the same as hundreds of them
+        shape[axis.name] = len(kept) if which is None else which
     return shape

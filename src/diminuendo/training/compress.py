@@ -151,7 +151,13 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
     plain = gateable(source.model, factored=config.factored, meta=True)
-    cost = build_cost_model(plain, free_axes(plain, config.fixed_kinds))
+    free = free_axes(plain, config.fixed_kinds)
+    if config.width and not any(axis.kind == "width" for axis in free):
+        raise UserError(
+            "--width: MODEL's residual stream cannot become narrower, since an adapter that stays as it is reads all of "
+            "it; leave --width out"
+        )
+    cost = build_cost_model(plain, free)
     total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
     check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, cost, total)

@@ -27,7 +27,8 @@ class CompressConfig(TrainingConfig):
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
     a model that `pretrain` has made.
     layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
-    fixed: kinds of axes that are left as they are, like ("channels",).
+    fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
+    narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
     for 10 / steps.
     warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start; those of
@@ -44,6 +45,7 @@ class CompressConfig(TrainingConfig):
     round_to: int = 8
     objective: Objective = "distillation"
     fixed: tuple[str, ...] = ()
+    width: bool = False
     layers: tuple[int, ...] | None = None
     cosine: CosineForm = "one_minus"
     cosine_weight: float = 1.0
@@ -79,6 +81,9 @@ class CompressConfig(TrainingConfig):
             raise UserError(f"objective {self.objective!r}: expected one of {', '.join(get_args(Objective))}")
         if unknown := set(self.fixed) - set(get_args(AxisKind)):
             raise UserError(f"fixed {min(unknown)!r}: expected some of {', '.join(get_args(AxisKind))}")
+        if self.width and (self.method == "layerdrop" or self.objective == "masked_prediction"):
+            other = f"--method {self.method}" if self.method == "layerdrop" else f"objective {self.objective}"
+            raise UserError(f"--width: {other} leaves the residual stream as it is; leave one of the two out")
         if self.cosine not in get_args(CosineForm):
             raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
         if self.distil_steps is not None and self.distil_steps < 0:
@@ -112,6 +117,7 @@ class CompressConfig(TrainingConfig):
     def fixed_kinds(self) -> frozenset[str]:
         """Kinds of axes that the method leaves as they are."""
         free = {"layerdrop": {"sublayer"}, "lowrank": {"ranks"}}.get(self.method, set(get_args(AxisKind)))
+        free = free | {"width"} if self.width else free - {"width"}
         return frozenset(self.fixed) | (set(get_args(AxisKind)) - free)
 
     @property

@@ -10,7 +10,7 @@ from lhotse import CutSet
 
 from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, default_layers
 from diminuendo.export.huggingface import save
-from diminuendo.families import Model, encoder_config
+from diminuendo.families import Model, encoder_config, stream_width
 from diminuendo.profiling.count import count_parameters
 from diminuendo.training.config import LoopConfig, TrainingConfig
 from diminuendo.training.kernels import choose_attention
@@ -57,7 +57,7 @@ def distil(
         "config": asdict(config),
     }
     layers = default_layers(encoder_config(teacher).num_hidden_layers)
-    widths = encoder_config(student).hidden_size, encoder_config(teacher).hidden_size
+    widths = stream_width(student), stream_width(teacher)
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         device = trainer.accelerator.device

@@ -1,5 +1,6 @@
 """What is minimised: distillation, and with gates the budget. Here pruning and distillation meet."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.families import Model, family_of, model_inputs
 from diminuendo.pruning.budget import CostKind, Multipliers
 from diminuendo.pruning.gating import Gates
+from diminuendo.structure.axis import Axis, Slice
 from diminuendo.structure.cost import CostModel
 from diminuendo.training.kernels import convolution_chosen
 
@@ -30,6 +32,11 @@ class DistillationObjective(nn.Module):
         # In lists, so that the teacher is neither saved, nor moved, nor synchronised with what is trained.
         self._teacher = [family_of(teacher).fast(teacher.eval())]
         freeze_unused(student)
+
+    def readers(self, width: Axis) -> Axis:
+        """What of the loss reads the student's states, as a part of the axis of their width."""
+        pieces = tuple(Slice(f"distillation.maps.{name}.weight", 1) for name in self.distillation.maps)
+        return replace(width, slices=pieces, gates=pieces, norms=())
 
     def train(self, mode: bool = True) -> "DistillationObjective":
         super().train(mode)
@@ -56,7 +63,7 @@ def freeze_unused(student: Model) -> None:
     encoder = family_of(student).encoder(student)
     inside = {id(parameter) for parameter in encoder.parameters()}
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(id(parameter) in inside and not name.endswith("masked_spec_embed"))
+        parameter.requires_grad_(id(parameter) in inside and "masked_spec_embed" not in name)
 
 
 class JointObjective(nn.Module):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from diminuendo.data.batching import Batch
 from diminuendo.distillation.hidden import valid_frames
@@ -64,7 +66,7 @@ def remove_and_compare(
         gates.evaluate(selection, floor)
         state, left = multiply_back(gates.axes, remove(gates.axes, plain_state(gated), selection), shape)
         removed = build(source.model, left, state)
-        here = removal_error(removed, gated, source.extractor, batch)
+        here = removal_error(removed, gated, source.extractor, batch, selection.get("width"))
         error = max(error, here)
         if not here < REMOVAL_TOLERANCE:  # nor NaN, which no maximum would show
             raise RuntimeError(
@@ -105,8 +107,13 @@ def _any_members(size: int, kept: int | list[int]) -> torch.Tensor:
     return torch.arange(size) < count
 
 
-def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) -> float:
-    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32; NaN where any is."""
+def removal_error(
+    removed: Model, gated: Model, extractor: Any, batch: Batch, width: Bool[Tensor, " dim"] | None = None
+) -> float:
+    """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32; NaN where any is.
+
+    width: which members of the gated model's residual stream are there in the removed one, if not all.
+    """
     family, device = family_of(gated), gated.device
     lengths = batch.lengths.to(device)
     inputs = model_inputs(extractor, batch.waveforms.to(device), lengths)
@@ -115,5 +122,6 @@ def removal_error(removed: Model, gated: Model, extractor: Any, batch: Batch) ->
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         states = family.hidden_states(removed, inputs), family.hidden_states(gated, inputs)
         valid = valid_frames(family.frame_lengths(gated, lengths), states[0][0].shape[1])
-        errors = [(a - b)[valid].norm() / b[valid].norm() for a, b in zip(*states, strict=True)]
+        kept = slice(None) if width is None else width.to(device)
+        errors = [(a - b[..., kept])[valid].norm() / b[..., kept][valid].norm() for a, b in zip(*states, strict=True)]
         return float(torch.stack(errors).max())

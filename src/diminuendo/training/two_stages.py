@@ -12,9 +12,11 @@ from torch import nn
 
 from diminuendo.data.batching import Batch, look_at_one
 from diminuendo.distillation.hidden import HiddenDistillation
-from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.families import Model, encoder_config, family_of, stream_width
 from diminuendo.pruning.budget import select, selected_cost
-from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach
+from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach, plain_state
+from diminuendo.pruning.removal import remove
+from diminuendo.structure.axis import Selection
 from diminuendo.structure.cost import CostModel
 from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
@@ -47,9 +49,9 @@ class TwoStages:
         self.layers, self.cost, self.total = config.layers or (), cost, total
         self.family = family_of(source.model)
 
-    def _distillation(self) -> HiddenDistillation:
+    def _distillation(self, student: Model) -> HiddenDistillation:
         config = self.config
-        student_dim, teacher_dim = (encoder_config(model).hidden_size for model in (self.source.model, self.teacher))
+        student_dim, teacher_dim = stream_width(student), stream_width(self.teacher)
         torch.manual_seed(config.seed)
         return HiddenDistillation(
             self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
@@ -60,7 +62,7 @@ class TwoStages:
         choose_attention(student, self.config, device)
         if self.config.objective == "masked_prediction":
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
-        return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation())
+        return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation(student))
 
     def _joint_objective(self, device: torch.device) -> JointObjective:
         # Gates are attached on the CPU: there they have their first values.
@@ -71,6 +73,9 @@ class TwoStages:
         )
         objective = self._objective(student, device)
         attach(student, gates)
+        if width := [axis for axis in gates.axes if axis.kind == "width"]:
+            assert isinstance(objective, DistillationObjective)
+            attach(objective, gates, [objective.readers(width[0])])
         return JointObjective(
             objective,
             name=config.objective,
@@ -157,7 +162,7 @@ class TwoStages:
             "shape": removal.shape,
             "expected_before_selection": expected,
             "removal_error": removal.error,
-            "heads": _heads(objective.objective),
+            "heads": heads_after(objective.objective, gates, selection),
         }
         return removal.model, facts
 
@@ -186,8 +191,12 @@ class TwoStages:
     def _objective_again(self, trainer: Loop, removed: Model) -> DistillationObjective | MaskedPrediction:
         """What a removed model minimises, from where the stage before left off."""
         objective = self._objective(removed, trainer.accelerator.device)
-        objective.load_state_dict({**objective.state_dict(), **trainer.carried["heads"]})
+        objective.load_state_dict({**objective.state_dict(), **trainer.carried.get("heads", {})})
         return objective
+
+    def heads_for(self, trainer: Loop, model: Model, gates: Gates, selection: Selection) -> dict[str, torch.Tensor]:
+        """What the objective of `model` has beside it, of the width that a selection leaves."""
+        return heads_after(self._objective_again(trainer, model), gates, selection)
 
     def _distil(self, trainer: Loop, objective: nn.Module, name: str, steps: int, offset: int) -> None:
         config = self.config
@@ -211,7 +220,7 @@ class TwoStages:
             return
         head = self.family.head(removed)
         shared = distillation.maps["shared"].to(head.weight.device)
-        weight = head.weight.flatten(1)
+        weight = self.family.head(self.source.model).weight.to(head.weight).flatten(1)  # all of it, of what is read
         head.bias += weight @ shared.bias
         head.weight.copy_((weight @ shared.weight).view_as(head.weight))
 
@@ -222,5 +231,16 @@ def _trained(*modules: nn.Module) -> list[nn.Parameter]:
 
 def _heads(objective: nn.Module) -> dict[str, torch.Tensor]:
     """What an objective has beside its student."""
-    state = objective.state_dict()
-    return {name: value.detach().cpu() for name, value in state.items() if not name.startswith("student.")}
+    return {
+        f"{name}.{key}": value.cpu()
+        for name, child in objective.named_children()
+        if name != "student"
+        for key, value in plain_state(child).items()
+    }
+
+
+def heads_after(objective: nn.Module, gates: Gates, selection: Selection) -> dict[str, torch.Tensor]:
+    """What an objective has beside its student, of the width that a selection leaves of the student's states."""
+    width = [axis for axis in gates.axes if axis.kind == "width"]
+    readers = [objective.readers(axis) for axis in width if isinstance(objective, DistillationObjective)]
+    return remove(tuple(readers), _heads(objective), selection)

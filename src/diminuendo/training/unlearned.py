@@ -42,7 +42,7 @@ def remove_in_rounds(stages: "TwoStages", trainer: "Loop") -> Model:
         else:
             skipped = trainer.carried.get("skipped", "")
             model, facts = _remove(stages, trainer, model, kept ** ((i + 1) / len(names)))
-            trainer.carried = {**facts, "skipped": skipped, "heads": trainer.carried.get("heads", {})}
+            trainer.carried = {**facts, "skipped": skipped}
         if name != "distil":
             stages.recover(trainer, model, name, i)
     return model
@@ -63,6 +63,7 @@ def _remove(stages: "TwoStages", trainer: "Loop", model: Model, kept: float) -> 
     source = replace(stages.source, model=model)
     removal = remove_and_compare(source, plain, gates, selection, [1.0], stages.check_batch)
     facts = {
+        "heads": stages.heads_for(trainer, plain, gates, selection),
         "shape": removal.shape,
         "expected_before_selection": selected_cost(cost, budget.kind, selection) / stages.total,
         "removal_error": removal.error,
