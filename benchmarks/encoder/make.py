@@ -22,7 +22,7 @@ from diminuendo.training.compress import compress
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.distil import DistilConfig, distil
-from diminuendo.training.removing import Source
+from diminuendo.training.removing import Source, free_axes
 
 SEED = 1  # of random weights
 LOOP = LoopConfig(device="cpu", quiet=True)
@@ -71,7 +71,7 @@ def one_shot(teacher: Model, budget: Budget, fixed: Sequence[str] = ()) -> Model
     """The teacher without its members of least magnitude, to the budget at once. Kinds of axes in `fixed` keep all."""
     axes, state, scores = _ranked(teacher)
     scores |= {axis.name: torch.full((axis.size,), torch.inf) for axis in axes if axis.kind in fixed}
-    cost = build_cost_model(family_of(teacher).plain(teacher))
+    cost = build_cost_model(family_of(teacher).plain(teacher), axes)
     return _cut(teacher, axes, state, select(cost, budget, count_parameters(teacher), scores))
 
 
@@ -86,15 +86,15 @@ def in_shape(teacher: Model, shape: dict[str, Any]) -> Model:
 
 
 def _ranked(teacher: Model) -> tuple[tuple[Axis, ...], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    family = family_of(teacher)
-    plain = family.plain(teacher)
-    axes = family.axes(plain)
+    plain = family_of(teacher).plain(teacher)
+    axes = free_axes(plain, {"width"})
     state = {name: value.detach() for name, value in plain.state_dict().items()}
     return axes, state, magnitude(axes, state)
 
 
 def _cut(teacher: Model, axes: tuple[Axis, ...], state: dict[str, torch.Tensor], selection: Selection) -> Model:
-    return build(teacher, shape_of(axes, selection), remove(axes, state, selection))
+    shape = shape_of(family_of(teacher).axes(teacher)) | shape_of(axes, selection)
+    return build(teacher, shape, remove(axes, state, selection))
 
 
 def _largest(scores: torch.Tensor, kept: int | list[int]) -> torch.Tensor:

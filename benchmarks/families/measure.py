@@ -25,8 +25,8 @@ def measure(known: Known, runs: int, seconds: float = SECONDS) -> dict[str, Any]
     """
     torch.set_num_threads(1)
     model = known.make()
-    gated, smaller, found = removing.remove_a_quarter(model)
-    error = removing.largest_error(smaller, gated.model)
+    gated, smaller, found = removing.remove_a_quarter(model, width=known.width)
+    error = removing.largest_error(smaller, gated.model, width=gated.select(removing.ROUND_TO).get("width"))
     others = {}
     for multiple in ROUNDED:
         selection = gated.select(multiple)

@@ -18,12 +18,16 @@ LARGE = SIZES["large"]
 
 @dataclass(frozen=True)
 class Known:
-    """config, model: names in transformers. changed: values of the configuration; of "encoder_config", inside of it."""
+    """config, model: names in transformers. changed: values of the configuration; of "encoder_config", inside of it.
+
+    width: whether the residual stream becomes narrower too.
+    """
 
     title: str
     config: str
     model: str
     changed: dict[str, Any] = field(default_factory=dict)
+    width: bool = False
 
     def make(self) -> Model:
         torch.manual_seed(0)
@@ -48,4 +52,6 @@ MODELS = {
         "Parakeet 0.6 B, TDT", "ParakeetTDTConfig", "ParakeetForTDT", {"encoder_config": {"num_mel_bins": 128}}
     ),
     "nemotron": Known("streaming Nemotron 0.6 B", "NemotronAsrStreamingConfig", "NemotronAsrStreamingForRNNT"),
+    "hubert-base-width": Known("HuBERT Base, the width too", "HubertConfig", "HubertModel", width=True),
+    "parakeet-ctc-width": Known("Parakeet CTC, the width too", "ParakeetCTCConfig", "ParakeetForCTC", width=True),
 }

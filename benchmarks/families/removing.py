@@ -50,11 +50,14 @@ class Gated:
         return smaller
 
 
-def gated(model: Model, clock: Clock) -> Gated:
-    """Gates are drawn uneven, so that what they multiply shows in a comparison; members are chosen by magnitude."""
+def gated(model: Model, clock: Clock, *, width: bool = False) -> Gated:
+    """Gates are drawn uneven, so that what they multiply shows in a comparison; members are chosen by magnitude.
+
+    width: whether the residual stream becomes narrower too.
+    """
     plain = family_of(model).plain(model)
     clock.mark("plain copy")
-    axes = free_axes(plain, ())
+    axes = free_axes(plain, () if width else {"width"})
     whole = shape_of(family_of(plain).axes(plain))
     cost = build_cost_model(plain, axes)
     clock.mark("axes and cost")
@@ -74,14 +77,14 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def remove_a_quarter(model: Model) -> tuple[Gated, Model, dict[str, Any]]:
+def remove_a_quarter(model: Model, *, width: bool = False) -> tuple[Gated, Model, dict[str, Any]]:
     """The gated model, the smaller one, and seconds by step and memory.
 
     Memory is the highest of the process less what it had with the model loaded, so the model itself is not in it.
     """
     before = memory("VmRSS")
     clock = Clock(torch.device("cpu"))
-    found = gated(model, clock)
+    found = gated(model, clock, width=width)
     selection = found.select(ROUND_TO)
     clock.mark("selection")
     smaller = found.removed(selection, clock)
@@ -108,11 +111,20 @@ def _kept_by_kind(found: Gated, selection: Selection) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def largest_error(smaller: Model, gated_model: Model, inputs: Mapping[str, torch.Tensor] | None = None) -> float:
-    """The largest ||a - b|| / ||b|| over hidden states, on 3 s of noise."""
+def largest_error(
+    smaller: Model,
+    gated_model: Model,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    width: torch.Tensor | None = None,
+) -> float:
+    """The largest ||a - b|| / ||b|| over hidden states, on 3 s of noise.
+
+    width: which members of the gated model's residual stream are there in the smaller one, if not all.
+    """
     family = family_of(gated_model)
     given = family.example(gated_model, COMPARED_SECONDS * SAMPLING_RATE) if inputs is None else inputs
     pairs = zip(family.hidden_states(smaller, given), family.hidden_states(gated_model, given), strict=True)
-    errors = [float((a - b).norm() / b.norm()) for a, b in pairs]
+    kept = slice(None) if width is None else width
+    errors = [float((a - b[..., kept]).norm() / b[..., kept].norm()) for a, b in pairs]
     assert all(math.isfinite(error) for error in errors)
     return max(errors)

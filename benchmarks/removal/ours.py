@@ -17,7 +17,7 @@ from diminuendo.structure.shape import shape_of
 from diminuendo.training.removing import free_axes
 
 # Groups of the positional convolution stay: a general pruner cannot take them, for they write into the residual stream.
-FIXED = ("groups",)
+FIXED = ("groups", "width")
 
 
 class Removed(NamedTuple):

@@ -20,6 +20,7 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.training.kernels import choose_attention, choose_convolution
 from diminuendo.training.loop import Group, Stage, make_optimizer
 from diminuendo.training.objective import DistillationObjective, JointObjective
+from diminuendo.training.removing import free_axes
 from diminuendo.training.schedules import constant
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -79,7 +80,7 @@ class Step:
         self.parameters = count_parameters(teacher)
         choose_attention(student, self.config, self.device)
         choose_convolution(student)
-        gates = Gates(family.axes(student))
+        gates = Gates(free_axes(student, {"width"}))
         attach(student, gates)
         self.gated = [
             (module, str(leaf))
@@ -87,7 +88,7 @@ class Step:
             if parametrize.is_parametrized(module)
             for leaf in module.parametrizations
         ]
-        cost = build_cost_model(family.plain(teacher))
+        cost = build_cost_model(family.plain(teacher), gates.axes)
         shape = learned_shape(gates.axes, cost, float(self.parameters))
         self.kept = {
             "params": selected_cost(cost, "params", shape) / self.parameters,

@@ -32,6 +32,9 @@ TINY = {
             "blank_token_id": 10,
         },
     ),
+    "hubert-base-width": Known(
+        "HuBERT, tiny, the width too", "HubertConfig", "HubertModel", {**ENCODER, **FRONT_END, **BASE}, width=True
+    ),
 }
 
 

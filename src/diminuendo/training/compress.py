@@ -154,8 +154,8 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     free = free_axes(plain, config.fixed_kinds)
     if config.width and not any(axis.kind == "width" for axis in free):
         raise UserError(
-            "--width: MODEL's residual stream cannot become narrower, since an adapter that stays as it is reads all of "
-            "it; leave --width out"
+            "--width: MODEL's residual stream cannot become narrower, for its adapter stays as it is and reads it all; "
+            "leave --width out"
         )
     cost = build_cost_model(plain, free)
     total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
