@@ -3,9 +3,10 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -77,6 +78,52 @@ def measure_interleaved(
     return {name: _latency(times, seconds, threads, peak) for name, times in times_ms.items()}
 
 
+def time_modules(
+    models: Mapping[str, PreTrainedModel],
+    modules: Sequence[str],
+    seconds: float,
+    threads: int,
+    rounds: Iterable[int],
+    warmup: int = 1,
+) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each of `modules`, of those that it has, in every model; under "" those of a whole pass.
+
+    Models take turns, once in every round. A whole pass is timed apart from that of its modules, where a GPU waits for
+    each of them.
+    """
+    met: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+    inputs = {name: example_inputs(model, seconds) for name, model in models.items()}
+    with _threads(threads), torch.inference_mode():
+        for number in rounds:
+            for name, model in models.items():
+                with _clocked(model, modules) as spent:
+                    _forward_ms(model, inputs[name])
+                spent[""] = _forward_ms(model, inputs[name])
+                if number >= warmup:
+                    met[name].append(spent)
+    return {name: {part: median(one[part] for one in found) for part in found[0]} for name, found in met.items()}
+
+
+@contextmanager
+def _clocked(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str, float]]:
+    """Milliseconds that modules of a model have taken, filled while they run."""
+    spent: dict[str, float] = {}
+    known, hooks = dict(model.named_modules()), []
+
+    def clock(path: str, sign: int) -> Any:
+        return lambda *_: spent.update({path: spent.get(path, 0.0) + sign * _now_ms(model.device)})
+
+    for path in modules:
+        if path in known:
+            hooks.append(known[path].register_forward_pre_hook(clock(path, -1)))
+            hooks.append(known[path].register_forward_hook(clock(path, 1)))
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def profile(model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
     """Every cost of a model, ready for JSON. `seconds` is the clip that is timed.
 
@@ -98,11 +145,16 @@ def profile(model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, run
 
 def _forward_ms(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
     with evaluating(model):
-        started = time.perf_counter()
+        started = _now_ms(model.device)
         run_once(model, inputs)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        return (time.perf_counter() - started) * 1000
+        return _now_ms(model.device) - started
+
+
+def _now_ms(device: torch.device) -> float:
+    """The time when all that was given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() * 1000
 
 
 def _latency(times_ms: list[float], seconds: float, threads: int, peak_memory_mb: float) -> Latency:

@@ -95,7 +95,7 @@ class Multipliers(nn.Module):
             self.linear.clamp_(max=0.0)
 
 
-def _allowed_sizes(axis: Axis, round_to: int) -> list[int]:
+def allowed_sizes(axis: Axis, round_to: int) -> list[int]:
     """What an axis may shrink to, smallest first: multiples of the rounding where hardware cares, and its full size."""
     step = round_to if axis.is_width else 1
     return [size for size in (*range(0, axis.size, step), axis.size) if size >= axis.minimum]
@@ -121,7 +121,7 @@ def _steps(axes: Sequence[Axis], scores: Mapping[str, Tensor], round_to: int) ->
     for i, axis in enumerate(axes):
         ordered = scores[axis.name].sort(descending=True).values.tolist()
         most = math.inf if axis.parent is None else float(scores[axis.parent])
-        for before, size in pairwise(_allowed_sizes(axis, round_to)):
+        for before, size in pairwise(allowed_sizes(axis, round_to)):
             score = min(most, sum(ordered[before:size]) / (size - before))
             steps.append(_Step(i, size, score, size / axis.size))
     return sorted(steps, key=lambda step: (-step.score, step.share))
@@ -134,7 +134,7 @@ class _Sizes:
         self.cost, self.kind = cost, kind
         number = {axis.name: i for i, axis in enumerate(cost.axes)}
         self.parents = [None if axis.parent is None else number[axis.parent] for axis in cost.axes]
-        self.smallest = [_allowed_sizes(axis, round_to)[0] for axis in cost.axes]
+        self.smallest = [allowed_sizes(axis, round_to)[0] for axis in cost.axes]
 
     def grown(self, sizes: Sequence[int], steps: Sequence[_Step]) -> list[int]:
         new = list(sizes)

@@ -1,0 +1,115 @@
+"""The latency table of a model, measured on models that removal makes of it."""
+
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diminuendo.families import Model, build, family_of
+from diminuendo.families.measure import SECONDS
+from diminuendo.profiling.latency import time_modules
+from diminuendo.pruning.budget import allowed_sizes
+from diminuendo.pruning.factorize import multiply_back
+from diminuendo.pruning.removal import remove
+from diminuendo.structure.axis import Axis
+from diminuendo.structure.cost import CostModel
+from diminuendo.structure.latency import LatencyTable, curve_through
+from diminuendo.structure.shape import Shape, shape_of
+from diminuendo.training.progress import tracked
+from diminuendo.training.removing import gateable, shape_before
+
+log = logging.getLogger(__name__)
+
+FRACTIONS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.08, 0.0)
+ROUNDS = 6
+"""The first one warms up."""
+
+
+def measure_table(
+    model: Model, cost: CostModel, *, factored: bool, round_to: int, threads: int, device: str, quiet: bool = False
+) -> LatencyTable:
+    """How long the parts of a model take when of every axis of `cost` some fraction is left, at least one member.
+
+    Takes the memory of some four times the model. Sublayers stay; what a shape without one takes is the sum of the rest.
+    """
+    started = time.monotonic()
+    sizes: dict[str, Tensor] = {}
+    models: dict[str, Model] = {"itself": model}
+    form = gateable(model, factored=factored, meta=True)
+    values = _values(model, form)
+    whole: Shape = shape_of(family_of(form).axes(form)) | shape_before(model)
+    shapes: list[Shape] = []
+    for fraction in FRACTIONS:
+        kept = [_size(axis, fraction, round_to) for axis in cost.axes]
+        made, shape = _cut(model, values, cost.axes, kept, whole)
+        if shape not in shapes:
+            shapes.append(shape)
+            sizes[str(fraction)] = torch.tensor(kept, dtype=torch.float64)
+            models[str(fraction)] = made.to(device)
+    here = model.device
+    try:
+        rounds = tracked(range(ROUNDS), "latency", "rounds", quiet)
+        found = time_modules({**models, "itself": model.to(device)}, cost.modules, SECONDS, threads, rounds)
+    finally:
+        model.to(here)
+    macs = {name: cost.macs_by_module(of).tolist() for name, of in sizes.items()}
+    table = _table(cost.modules, macs, found, threads, device)
+    log.info(
+        "latency of %d kinds of modules at %d sizes, 10 s of audio, %s, measured in %.0f s; the model takes %.4g ms",
+        len(table.curves),
+        len(sizes),
+        "one thread" if threads == 1 else f"{threads} threads" if device == "cpu" else device,
+        time.monotonic() - started,
+        table.total_ms,
+    )
+    return table
+
+
+def _table(
+    modules: tuple[str, ...],
+    macs: Mapping[str, list[float]],
+    found: Mapping[str, Mapping[str, float]],
+    threads: int,
+    device: str,
+) -> LatencyTable:
+    """macs: of each module in every model; found: milliseconds, as `time_modules` gives them."""
+    points: dict[str, list[tuple[float, float]]] = {module: [] for module in modules}
+    rest = []
+    for name, counts in macs.items():
+        whole, times = found[name][""], [found[name].get(module, 0.0) for module in modules]
+        scale = min(1.0, whole / sum(times))  # clocks take time, and a GPU waits for each of them
+        rest.append((sum(counts), whole - scale * sum(times)))
+        for module, count, ms in zip(modules, counts, times, strict=True):
+            points[module].append((count, scale * ms))
+    alike: dict[Any, list[str]] = {}
+    for module in modules:
+        kind = re.sub(r"\d+", "", module), tuple(f"{count:.9g}" for count, _ in points[module])
+        alike.setdefault(kind, []).append(module)
+    curves = [curve_through(same, [point for module in same for point in points[module]]) for same in alike.values()]
+    return LatencyTable(found["itself"][""], threads, device, SECONDS, tuple(curves), curve_through((), rest))
+
+
+def _size(axis: Axis, fraction: float, round_to: int) -> int:
+    """The smallest size that selection may give, of at least this fraction and not none."""
+    return next(size for size in allowed_sizes(axis, round_to) if size >= max(1, fraction * axis.size))
+
+
+def _values(model: Model, form: Model) -> dict[str, Tensor]:
+    """A state of the form of `gateable`. Of factors only sizes matter, so no singular values are looked for."""
+    state = dict(gateable(model, factored=False).cpu().state_dict())
+    return {
+        name: state[name] if name in state else 0.02 * torch.randn(of.shape) for name, of in form.state_dict().items()
+    }
+
+
+def _cut(
+    model: Model, values: Mapping[str, Tensor], axes: tuple[Axis, ...], kept: Sequence[int], whole: Shape
+) -> tuple[Model, Shape]:
+    """What is left of a model, and its shape, when of each axis the first members stay. whole: the shape before."""
+    selection = {axis.name: torch.arange(axis.size) < size for axis, size in zip(axes, kept, strict=True)}
+    state, shape = multiply_back(axes, remove(axes, values, selection), {**whole, **shape_of(axes, selection)})
+    return build(model, shape, state), shape
