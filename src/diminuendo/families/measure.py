@@ -77,8 +77,8 @@ def build_cost_model(model: Model, axes: Sequence[Axis] | None = None, table: La
 def _timed_modules(model: Model, family: Family, weights: Sequence[str]) -> dict[str, str]:
     """The module whose time each of the weights that `run` meets is a part of; and each product, by its axis.
 
-    A sublayer is one. Of what is in none, a module that multiplies by one weight is, with the norms and activations that
-    it has: so large a one as there is.
+    A sublayer is one. So is, of what is in none, the largest module around a single weight, with its norms and its
+    activation.
     """
     axes = family.declared(model)
     # The first slice is of the sublayer itself; of its norm are the last.

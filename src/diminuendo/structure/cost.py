@@ -17,7 +17,6 @@ from torch import Tensor
 from diminuendo.structure.axis import Axis, Product
 from diminuendo.structure.latency import LatencyTable, interpolated
 
-
 _COUNTED = {"latency": "macs"}
 
 
@@ -118,7 +117,7 @@ def cost_model(
     parameters: the shape of every parameter that is saved.
     positions_per_second: for every weight that is multiplied with activations, at how many places per second of audio.
     products: what is multiplied without a parameter.
-    modules: of which module's latency a weight, or a product by its axis, is a part.
+    modules: the path of the module that a weight, or a product by its axis, is timed with.
     """
     number = {axis.name: i + 1 for i, axis in enumerate(axes)}
     touching: dict[str, dict[int | None, list[tuple[Axis, int]]]] = {}
@@ -167,8 +166,8 @@ def cost_model(
         members = 1 if product.axis in number else product.members
         terms.append((0.0, product.macs_per_second * members, factors))
 
-    owners = [(modules or {}).get(name) for name in (*shapes, *(product.axis for product in products))]
-    timed = tuple(dict.fromkeys(owner for owner in owners if owner is not None))
+    whose = [(modules or {}).get(name) for name in (*shapes, *(product.axis for product in products))]
+    timed = tuple(dict.fromkeys(path for path in whose if path is not None))
 
     most = max((len(factors) for _, _, factors in terms), default=0)
     padded = [factors + [(0, 0.0, 1.0)] * (most - len(factors)) for _, _, factors in terms]
@@ -188,5 +187,5 @@ def cost_model(
             "macs": torch.tensor([size * rate for size, rate in zip(dense, rates, strict=True)], dtype=torch.float64),
         },
         modules=timed,
-        module=torch.tensor([len(timed) if owner is None else timed.index(owner) for owner in owners]),
+        module=torch.tensor([len(timed) if path is None else timed.index(path) for path in whose]),
     )

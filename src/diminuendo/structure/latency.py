@@ -1,7 +1,7 @@
 """A table of latencies, measured on one machine: how long a module takes at the sizes that it was measured at.
 
-A module's size is measured in its own multiply-accumulates, whatever goes of it: heads, neurons, channels, ranks. So the
-cost model's polynomials find the place in the table, for exact sizes and in expectation, and a latency has gradients.
+A module's size is measured in its own multiply-accumulates, whatever goes of it: heads, neurons, channels, ranks. So
+the cost model's polynomials find the place in the table, for exact sizes and in expectation, and latency has gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,8 @@ class Curve:
 class LatencyTable:
     """The latency of one clip of `seconds`, batch 1, on `threads` threads of the CPU or on a GPU.
 
-    total_ms: of the model as it came. curves: of its modules, each in one. rest: of what is in none of them, by the MACs
-    of all together.
+    total_ms: of the model as it came. curves: of its modules, each in one. rest: of what is in none of them, by the
+    MACs of all together.
     """
 
     total_ms: float
@@ -72,7 +72,8 @@ def interpolated(grid: Float[Tensor, "2 curves points"], macs: Float[Tensor, " c
     """Milliseconds of every curve at its MACs; differentiable in these."""
     places = torch.searchsorted(grid[0].contiguous(), macs.detach()[:, None], right=True).clamp(1, grid.shape[2] - 1)
     (x0, y0), (x1, y1) = (grid.gather(2, i.expand(2, -1, -1))[..., 0] for i in (places - 1, places))
-    return y0 + (macs - x0) * (y1 - y0) / (x1 - x0)
+    ms: Tensor = y0 + (macs - x0) * (y1 - y0) / (x1 - x0)
+    return ms
 
 
 def curve_through(modules: Sequence[str], points: Sequence[tuple[float, float]]) -> Curve:

@@ -34,7 +34,7 @@ def measure_table(
 ) -> LatencyTable:
     """How long the parts of a model take when of every axis of `cost` some fraction is left, at least one member.
 
-    Takes the memory of some four times the model. Sublayers stay; what a shape without one takes is the sum of the rest.
+    Takes some four times the model's memory. Sublayers stay: one that is gone takes no time.
     """
     started = time.monotonic()
     sizes: dict[str, Tensor] = {}
