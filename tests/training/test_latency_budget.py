@@ -18,6 +18,7 @@ from diminuendo.training import latency
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.latency import measure_table
 from diminuendo.training.removing import free_axes, gateable
+from diminuendo.training.two_stages import TwoStages
 from made_up import made_up
 from tiny import compress, interrupt, tiny_model, weights
 
@@ -58,7 +59,7 @@ def test_a_latency_budget_is_met(
 
 
 @pytest.mark.usefixtures("_made_up")
-@pytest.mark.parametrize(("method", "at"), [("l0", 5), ("l0", 15), ("random", 9)])
+@pytest.mark.parametrize(("method", "at"), [("l0", 0), ("l0", 5), ("l0", 15), ("random", 9)])
 def test_a_killed_run_goes_by_the_table_that_it_had(
     method: str, at: int, teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +67,9 @@ def test_a_killed_run_goes_by_the_table_that_it_had(
     compress(teacher_folder, audio_folder, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         interrupt(patch, at)
-        with pytest.raises(Interrupted):
+        if at == 0:  # before there is a checkpoint
+            patch.setattr(TwoStages, "first", _die)
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
             compress(teacher_folder, audio_folder, tmp_path / "parts", **options)
     monkeypatch.setattr(compression, "measure_table", lambda *_, **__: pytest.fail("measured again"))
     compress(teacher_folder, audio_folder, tmp_path / "parts", **options, resume=True)
@@ -74,6 +77,10 @@ def test_a_killed_run_goes_by_the_table_that_it_had(
     compress(teacher_folder, audio_folder, tmp_path / "parts", **options, resume=True)  # finished
     with pytest.raises(UserError, match="not empty"):
         compress(teacher_folder, audio_folder, tmp_path / "parts", **options)
+
+
+def _die(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("_made_up")

@@ -23,6 +23,8 @@ from diminuendo.profiling.count import (
     saved_bytes,
 )
 
+WHOLE, REST = "(whole)", "(rest)"
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -86,10 +88,10 @@ def time_modules(
     rounds: Iterable[int],
     warmup: int = 1,
 ) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each of `modules`, of those that it has, in every model; under "" those of a whole pass.
+    """Median milliseconds in every model of those of `modules` that it has, of the REST, and of the WHOLE pass.
 
-    Models take turns, once in every round. A whole pass is timed apart from that of its modules, where a GPU waits for
-    each of them.
+    Models take turns, once in every round. A GPU waits for every module that is timed: there a whole pass is timed
+    apart, and what its parts took in the other is scaled to it.
     """
     met: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     inputs = {name: example_inputs(model, seconds) for name, model in models.items()}
@@ -97,8 +99,11 @@ def time_modules(
         for number in rounds:
             for name, model in models.items():
                 with _clocked(model, modules) as spent:
-                    _forward_ms(model, inputs[name])
-                spent[""] = _forward_ms(model, inputs[name])
+                    clocked = _forward_ms(model, inputs[name])
+                spent |= {REST: clocked - sum(spent.values()), WHOLE: clocked}
+                if model.device.type == "cuda":
+                    scale = _forward_ms(model, inputs[name]) / clocked
+                    spent = {part: scale * ms for part, ms in spent.items()}
                 if number >= warmup:
                     met[name].append(spent)
     return {name: {part: median(one[part] for one in found) for part in found[0]} for name, found in met.items()}

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from diminuendo.families import Model, build, family_of
 from diminuendo.families.measure import SECONDS
-from diminuendo.profiling.latency import time_modules
+from diminuendo.profiling.latency import REST, WHOLE, time_modules
 from diminuendo.pruning.budget import allowed_sizes
 from diminuendo.pruning.factorize import multiply_back
 from diminuendo.pruning.removal import remove
-from diminuendo.structure.axis import Axis
+from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.latency import LatencyTable, curve_through
 from diminuendo.structure.shape import Shape, shape_of
@@ -40,15 +40,16 @@ def measure_table(
     sizes: dict[str, Tensor] = {}
     models: dict[str, Model] = {"itself": model}
     form = gateable(model, factored=factored, meta=True)
-    values = _values(model, form)
+    values = values_of(model, form)
     whole: Shape = shape_of(family_of(form).axes(form)) | shape_before(model)
     shapes: list[Shape] = []
     for fraction in FRACTIONS:
-        kept = [_size(axis, fraction, round_to) for axis in cost.axes]
-        made, shape = _cut(model, values, cost.axes, kept, whole)
+        kept = {axis.name: _size(axis, fraction, round_to) for axis in cost.axes}
+        selection = {axis.name: torch.arange(axis.size) < kept[axis.name] for axis in cost.axes}
+        made, shape = cut(model, values, cost.axes, selection, whole)
         if shape not in shapes:
             shapes.append(shape)
-            sizes[str(fraction)] = torch.tensor(kept, dtype=torch.float64)
+            sizes[str(fraction)] = torch.tensor(list(kept.values()), dtype=torch.float64)
             models[str(fraction)] = made.to(device)
     here = model.device
     try:
@@ -62,7 +63,7 @@ def measure_table(
         "latency of %d kinds of modules at %d sizes, 10 s of audio, %s, measured in %.0f s; the model takes %.4g ms",
         len(table.curves),
         len(sizes),
-        "one thread" if threads == 1 else f"{threads} threads" if device == "cpu" else device,
+        f"{threads} threads" if device == "cpu" else device,
         time.monotonic() - started,
         table.total_ms,
     )
@@ -80,17 +81,15 @@ def _table(
     points: dict[str, list[tuple[float, float]]] = {module: [] for module in modules}
     rest = []
     for name, counts in macs.items():
-        whole, times = found[name][""], [found[name].get(module, 0.0) for module in modules]
-        scale = min(1.0, whole / sum(times))  # clocks take time, and a GPU waits for each of them
-        rest.append((sum(counts), whole - scale * sum(times)))
-        for module, count, ms in zip(modules, counts, times, strict=True):
-            points[module].append((count, scale * ms))
+        rest.append((sum(counts), found[name][REST]))
+        for module, count in zip(modules, counts, strict=True):
+            points[module].append((count, found[name].get(module, 0.0)))
     alike: dict[Any, list[str]] = {}
     for module in modules:
         kind = re.sub(r"\d+", "", module), tuple(f"{count:.9g}" for count, _ in points[module])
         alike.setdefault(kind, []).append(module)
     curves = [curve_through(same, [point for module in same for point in points[module]]) for same in alike.values()]
-    return LatencyTable(found["itself"][""], threads, device, SECONDS, tuple(curves), curve_through((), rest))
+    return LatencyTable(found["itself"][WHOLE], threads, device, SECONDS, tuple(curves), curve_through((), rest))
 
 
 def _size(axis: Axis, fraction: float, round_to: int) -> int:
@@ -98,18 +97,19 @@ def _size(axis: Axis, fraction: float, round_to: int) -> int:
     return next(size for size in allowed_sizes(axis, round_to) if size >= max(1, fraction * axis.size))
 
 
-def _values(model: Model, form: Model) -> dict[str, Tensor]:
+def values_of(model: Model, form: Model) -> dict[str, Tensor]:
     """A state of the form of `gateable`. Of factors only sizes matter, so no singular values are looked for."""
     state = dict(gateable(model, factored=False).cpu().state_dict())
-    return {
-        name: state[name] if name in state else 0.02 * torch.randn(of.shape) for name, of in form.state_dict().items()
-    }
+    generator = torch.Generator().manual_seed(0)  # of its own: a resumed run does not come here
+    for name, of in form.state_dict().items():
+        if name not in state:
+            state[name] = 0.02 * torch.randn(of.shape, generator=generator)
+    return {name: state[name] for name in form.state_dict()}
 
 
-def _cut(
-    model: Model, values: Mapping[str, Tensor], axes: tuple[Axis, ...], kept: Sequence[int], whole: Shape
+def cut(
+    model: Model, values: Mapping[str, Tensor], axes: tuple[Axis, ...], selection: Selection, whole: Shape
 ) -> tuple[Model, Shape]:
-    """What is left of a model, and its shape, when of each axis the first members stay. whole: the shape before."""
-    selection = {axis.name: torch.arange(axis.size) < size for axis, size in zip(axes, kept, strict=True)}
+    """What is left of a model, and its shape, without the equality that training asks for. whole: the shape before."""
     state, shape = multiply_back(axes, remove(axes, values, selection), {**whole, **shape_of(axes, selection)})
     return build(model, shape, state), shape
