@@ -5,7 +5,8 @@
 Weights are random, audio is noise. Of every model a table is measured on one thread, then members are selected by it:
 in an order by chance or by magnitude, which take about the same fraction of every axis, and in one that takes much more
 of some layers than of others. What is left is timed in turn with the whole model. Each model is a JSON in
-results/latency, with what its parts were promised to take and took.
+results/latency, with what its parts were promised to take and, in processor time of three more runs, took. "Busy" is
+the process's share of its thread while latencies were measured.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from benchmarks.families.models import MODELS, Known
 from benchmarks.record import RESULTS, record
 from diminuendo.families import Model, build_cost_model, family_of
 from diminuendo.importance import Scores, at_random, magnitude
-from diminuendo.profiling.latency import REST, WHOLE, time_modules
+from diminuendo.profiling.latency import REST, WHOLE, measure_interleaved, time_modules
 from diminuendo.pruning.budget import Budget, select
 from diminuendo.structure.axis import Axis
 from diminuendo.structure.cost import CostModel
@@ -93,13 +94,14 @@ def measure(model: Model, case: Case, runs: int) -> dict[str, Any]:
             selected[name] = shape_of(axes, selection)
             models[name], _ = cut(model, values, axes, selection, whole)
     clock, cpu = time.perf_counter(), time.process_time()
-    found = time_modules(models, cost.modules, table.seconds, 1, range(runs + 1))
+    latencies = measure_interleaved(models, table.seconds, 1, runs, warmup=1)
     busy = (time.process_time() - cpu) / (time.perf_counter() - clock)
+    found = time_modules(models, cost.modules, table.seconds, 1, range(min(runs, 3)), warmup=0)
     results = {}
     for name, shape in selected.items():
         sizes = sizes_of(axes, shape)
-        promised, taken = float(cost.at_sizes("latency", sizes)) / table.total_ms, found[name][WHOLE]
-        measured = taken / found["whole"][WHOLE]
+        promised, taken = float(cost.at_sizes("latency", sizes)) / table.total_ms, latencies[name].p50_ms
+        measured = taken / latencies["whole"].p50_ms
         results[name] = {
             "promised": round(promised, 4),
             "measured": round(measured, 4),
@@ -116,7 +118,7 @@ def measure(model: Model, case: Case, runs: int) -> dict[str, Any]:
         "measuring_seconds": round(measuring, 1),
         "slowest_selection_seconds": round(selecting, 3),
         "table_ms": round(table.total_ms, 2),
-        "whole_ms": round(found["whole"][WHOLE], 2),
+        "whole_ms": round(latencies["whole"].p50_ms, 2),
         "results": results,
         "table": table.to_json(),
     }

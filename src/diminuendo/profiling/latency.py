@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -90,7 +90,8 @@ def time_modules(
 ) -> dict[str, dict[str, float]]:
     """Median milliseconds in every model of those of `modules` that it has, of the REST, and of the WHOLE pass.
 
-    Models take turns, once in every round. A GPU waits for every module that is timed: there a whole pass is timed
+    Models take turns, once in every round. One thread is timed by its processor time: on a busy machine long modules
+    are interrupted and short ones are not. A GPU waits for every module that is timed: there a whole pass is timed
     apart, and what its parts took in the other is scaled to it.
     """
     met: dict[str, list[dict[str, float]]] = {name: [] for name in models}
@@ -98,8 +99,9 @@ def time_modules(
     with _threads(threads), torch.inference_mode():
         for number in rounds:
             for name, model in models.items():
-                with _clocked(model, modules) as spent:
-                    clocked = _forward_ms(model, inputs[name])
+                clock = time.thread_time if threads == 1 and model.device.type == "cpu" else time.perf_counter
+                with _clocked(model, modules, clock) as spent:
+                    clocked = _forward_ms(model, inputs[name], clock)
                 spent |= {REST: clocked - sum(spent.values()), WHOLE: clocked}
                 if model.device.type == "cuda":
                     scale = _forward_ms(model, inputs[name]) / clocked
@@ -110,18 +112,18 @@ def time_modules(
 
 
 @contextmanager
-def _clocked(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str, float]]:
+def _clocked(model: PreTrainedModel, modules: Sequence[str], clock: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Milliseconds that modules of a model have taken, filled while they run."""
     spent: dict[str, float] = {}
     known, hooks = dict(model.named_modules()), []
 
-    def clock(path: str, sign: int) -> Any:
-        return lambda *_: spent.update({path: spent.get(path, 0.0) + sign * _now_ms(model.device)})
+    def read(path: str, sign: int) -> Any:
+        return lambda *_: spent.update({path: spent.get(path, 0.0) + sign * _now_ms(model.device, clock)})
 
     for path in modules:
         if path in known:
-            hooks.append(known[path].register_forward_pre_hook(clock(path, -1)))
-            hooks.append(known[path].register_forward_hook(clock(path, 1)))
+            hooks.append(known[path].register_forward_pre_hook(read(path, -1)))
+            hooks.append(known[path].register_forward_hook(read(path, 1)))
     try:
         yield spent
     finally:
@@ -148,18 +150,20 @@ def profile(model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, run
     }
 
 
-def _forward_ms(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
+def _forward_ms(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], clock: Callable[[], float] | None = None
+) -> float:
     with evaluating(model):
-        started = _now_ms(model.device)
+        started = _now_ms(model.device, clock)
         run_once(model, inputs)
-        return _now_ms(model.device) - started
+        return _now_ms(model.device, clock) - started
 
 
-def _now_ms(device: torch.device) -> float:
-    """The time when all that was given to the device is done."""
+def _now_ms(device: torch.device, clock: Callable[[], float] | None) -> float:
+    """What a clock (None: the wall's) says when all that was given to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() * 1000
+    return (clock or time.perf_counter)() * 1000
 
 
 def _latency(times_ms: list[float], seconds: float, threads: int, peak_memory_mb: float) -> Latency:
