@@ -51,8 +51,8 @@ HUBERT = MODELS["hubert-base"]
 CONFORMER = Known("wav2vec2-conformer Base, rel-pos", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel")
 CASES = {
     "hubert-base": Case(HUBERT, "l0", (0.75, 0.5, 0.3)),
-    "hubert-base-lowrank": Case(HUBERT, "lowrank", (0.9, 0.75), ("random", "uneven")),
-    "hubert-base-l0+lowrank": Case(HUBERT, "l0+lowrank", (0.75, 0.5, 0.3), ("random", "uneven")),
+    "hubert-base-lowrank": Case(HUBERT, "lowrank", (0.75, 0.55), ("random", "uneven")),
+    "hubert-base-l0+lowrank": Case(HUBERT, "l0+lowrank", (0.5,), ("random", "uneven")),
     "conformer-base": Case(CONFORMER, "l0", (0.75, 0.5, 0.3), ("random", "uneven")),
 }
 
