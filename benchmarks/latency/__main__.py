@@ -96,7 +96,7 @@ def measure(model: Model, case: Case, runs: int) -> dict[str, Any]:
     clock, cpu = time.perf_counter(), time.process_time()
     latencies = measure_interleaved(models, table.seconds, 1, runs, warmup=1)
     busy = (time.process_time() - cpu) / (time.perf_counter() - clock)
-    found = time_modules(models, cost.modules, table.seconds, 1, range(min(runs, 3)), warmup=0)
+    found = time_modules(models, cost.modules, table.seconds, 1, range(min(runs, 3)))
     results = {}
     for name, shape in selected.items():
         sizes = sizes_of(axes, shape)

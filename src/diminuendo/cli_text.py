@@ -21,7 +21,7 @@ def _latency_lines(result: dict[str, Any]) -> list[str]:
         return []
     return [
         f"latency, ms     {latency['teacher']:>14,.1f} -> {latency['student']:>14,.1f}   {latency['kept']:.1%} kept, "
-        f"promised {latency['promised_kept']:.1%} ({latency['device']}, {latency['threads']} threads)"
+        f"promised {latency['promised_kept']:.1%} ({latency['device']}, threads: {latency['threads']})"
     ]
 
 

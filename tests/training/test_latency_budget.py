@@ -135,7 +135,7 @@ def test_what_is_measured_is_every_timed_module_at_the_sizes_of_the_cost_model(
     family: str, style: str, factored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.5)
-    monkeypatch.setattr(latency, "ROUNDS", 2)
+    monkeypatch.setattr(latency, "ROUNDS", (1, 1))
     model = tiny_model(family, style)
     form = gateable(model, factored=factored, meta=True)
     cost = build_cost_model(form, free_axes(form, {"ranks"} if not factored else {"heads", "neurons", "channels"}))

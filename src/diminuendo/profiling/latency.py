@@ -86,7 +86,6 @@ def time_modules(
     seconds: float,
     threads: int,
     rounds: Iterable[int],
-    warmup: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Median milliseconds in every model of those of `modules` that it has, of the REST, and of the WHOLE pass.
 
@@ -97,7 +96,7 @@ def time_modules(
     met: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     inputs = {name: example_inputs(model, seconds) for name, model in models.items()}
     with _threads(threads), torch.inference_mode():
-        for number in rounds:
+        for _ in rounds:
             for name, model in models.items():
                 clock = time.thread_time if threads == 1 and model.device.type == "cpu" else time.perf_counter
                 with _clocked(model, modules, clock) as spent:
@@ -106,8 +105,7 @@ def time_modules(
                 if model.device.type == "cuda":
                     scale = _forward_ms(model, inputs[name]) / clocked
                     spent = {part: scale * ms for part, ms in spent.items()}
-                if number >= warmup:
-                    met[name].append(spent)
+                met[name].append(spent)
     return {name: {part: median(one[part] for one in found) for part in found[0]} for name, found in met.items()}
 
 

@@ -129,8 +129,8 @@ def _headline(result: Mapping[str, Any]) -> Iterator[Table]:
         before, after, promised = (f"{latency[key]:.4g}" for key in ("teacher", "student", "promised"))
         rows.append(("Latency, ms", before, after, f"{latency['kept']:.1%}"))
         note = (
-            f"Latency: 10 s of audio, batch 1, medians of 20 runs in turn ({latency['device']}, {latency['threads']} "
-            f"threads). Promised: {promised} ms, {latency['promised_kept']:.1%}."
+            f"Latency: 10 s of audio, batch 1, medians of 20 runs in turn ({latency['device']}, threads: "
+            f"{latency['threads']}). Promised: {promised} ms, {latency['promised_kept']:.1%}."
         )
     if rows:
         yield Table("Size", ("Measure", "Before", "After", "Kept"), rows, note)

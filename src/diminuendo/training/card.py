@@ -67,12 +67,11 @@ to predict clusters of masked frames (HuBERT).
 def _latency(result: Mapping[str, Any]) -> str:
     if (latency := result.get("latency_ms")) is None:
         return ""
-    where = f"{latency['threads']} threads" if latency["device"] == "cpu" else latency["device"]
     before, after, promised = (f"{latency[key]:.1f}" for key in ("teacher", "student", "promised"))
     return f"""| latency, ms | {before} | {after} | {latency["kept"]:.1%} |
 
-Latency is that of 10 s of audio, batch 1, {where}, on the machine that made the model: medians of 20 runs in turn. What
-was measured before had promised {promised} ms, {latency["promised_kept"]:.1%}.
+Latency is that of 10 s of audio, batch 1, {latency["device"]} (threads: {latency["threads"]}), on the machine that made
+the model: medians of 20 runs in turn. Its budget promised {promised} ms, {latency["promised_kept"]:.1%}.
 """
 
 

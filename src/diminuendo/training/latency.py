@@ -25,8 +25,9 @@ from diminuendo.training.removing import gateable, shape_before
 log = logging.getLogger(__name__)
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.08, 0.0)
-ROUNDS = 6
-"""The first one warms up."""
+ROUNDS = (5, 30)
+"""Least and most; between, as many as MEASURING_SECONDS have room for."""
+MEASURING_SECONDS = 20.0
 
 
 def measure_table(
@@ -53,18 +54,23 @@ def measure_table(
             models[str(fraction)] = made.to(device)
     here = model.device
     try:
-        rounds = tracked(range(ROUNDS), "latency", "rounds", quiet)
-        found = time_modules({**models, "itself": model.to(device)}, cost.modules, SECONDS, threads, rounds)
+        model.to(device)
+        time_modules(models, cost.modules, SECONDS, threads, range(1))  # warms up
+        rounds = round(MEASURING_SECONDS / (time.monotonic() - started))
+        taken = tracked(range(min(max(ROUNDS[0], rounds), ROUNDS[1])), "latency", "rounds", quiet)
+        found = time_modules(models, cost.modules, SECONDS, threads, taken)
     finally:
         model.to(here)
     macs = {name: cost.macs_by_module(of).tolist() for name, of in sizes.items()}
     table = _table(cost.modules, macs, found, threads, device)
     log.info(
-        "latency of %d kinds of modules at %d sizes, 10 s of audio, %s, measured in %.0f s; the model takes %.4g ms",
+        "latency of %d kinds of modules at %d sizes, measured in %.0f s (10 s of audio, %s, threads: %d); the model "
+        "takes %.4g ms",
         len(table.curves),
         len(sizes),
-        f"{threads} threads" if device == "cpu" else device,
         time.monotonic() - started,
+        device,
+        threads,
         table.total_ms,
     )
     return table
