@@ -8,6 +8,7 @@ import pytest
 import torch
 from benchmarks.families.models import Known
 from benchmarks.latency import __main__ as bench
+from benchmarks.latency import table
 
 from diminuendo.structure.latency import LatencyTable
 from diminuendo.training import latency
@@ -41,3 +42,5 @@ def test_a_record_has_promised_and_measured_fractions(
         assert taken > 0
         assert one["measured_over_promised"] == pytest.approx(one["measured"] / one["promised"], rel=1e-2)
     assert "promised 0." in capsys.readouterr().out
+    rows = table.rows(tmp_path)
+    assert [row[:2] for row in rows] == [[case, name] for name in found["results"]]
