@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency clean
 
 env: $(STAMP)
 
@@ -72,6 +72,10 @@ bench-removal: env
 # make bench-families: removal from models of real size of every family, and their speed; 25 minutes, resumable, 10 GB
 bench-families: env
 	$(BIN)/python -m benchmarks.families
+
+# make bench-latency: budgets in latency, promised beside measured; 25 minutes, 4 GB
+bench-latency: env
+	$(BIN)/python -m benchmarks.latency
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

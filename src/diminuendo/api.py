@@ -120,9 +120,9 @@ def compress_to_result(
 ) -> dict[str, Any]:
     """Compresses a model into the directory `out` and returns the run's result, which is there as result.json too.
 
-    keep: the budget, like {"params": 0.25} or "params=23.5M". settings: fields of CompressConfig, which replace the
-    recipe's. With `dry_run` nothing is written, and what the run would take is returned. A model that is given as an
-    object is left in evaluation mode and on the run's device. Raises UserError for wrong input.
+    keep: the budget, like {"params": 0.25}, "params=23.5M" or {"latency": "40ms"}. settings: fields of CompressConfig,
+    which replace the recipe's. With `dry_run` nothing is written, and what the run would take is returned. A model that
+    is given as an object is left in evaluation mode and on the run's device. Raises UserError for wrong input.
     """
     config = compress_config(recipe, keep=None if keep is None else keep_text(keep), **settings)
     cuts = read_cuts(data, split)

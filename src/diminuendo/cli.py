@@ -60,7 +60,9 @@ def compress(
     model: ModelArgument,
     data: DataArgument,
     out: Out,
-    keep: Annotated[str | None, typer.Option(help="params=0.25, params=23.5M, macs=0.3 or macs=1.2G/s.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Like params=0.25, params=23.5M, macs=1.2G/s or latency=40ms.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="A complete configuration; flags override single values.")] = "dphubert",
     method: Annotated[
         str | None,

@@ -9,21 +9,36 @@ def compress_text(result: dict[str, Any]) -> str:
         [
             f"parameters      {params['teacher']:>14,} -> {params['student']:>14,}   {params['kept']:.1%} kept",
             f"MACs per second {macs['teacher']:>14,.0f} -> {macs['student']:>14,.0f}   {macs['kept']:.1%} kept",
+            *_latency_lines(result),
             f"removed equals gated to {result['removal_error']:.1e}",
             f"{result['out']}",
         ]
     )
 
 
+def _latency_lines(result: dict[str, Any]) -> list[str]:
+    if (latency := result.get("latency_ms")) is None:
+        return []
+    return [
+        f"latency, ms     {latency['teacher']:>14,.1f} -> {latency['student']:>14,.1f}   {latency['kept']:.1%} kept, "
+        f"promised {latency['promised_kept']:.1%} ({latency['device']}, threads: {latency['threads']})"
+    ]
+
+
 def dry_run_text(result: dict[str, Any]) -> str:
+    asked, total, least = (_amount(result, key) for key in ("asked", "total", "smallest_possible"))
     return "\n".join(
         [
-            f"budget {result['budget']}: {result['asked']:,.0f} of {result['total']:,.0f}; "
-            f"the smallest possible is {result['smallest_possible']:,.0f} ({result['smallest_possible_kept']:.1%})",
+            f"budget {result['budget']}: {asked} of {total}; "
+            f"the smallest possible is {least} ({result['smallest_possible_kept']:.1%})",
             f"about {result['estimated_seconds']:,.0f} s and {result['estimated_memory_mb']:,} MB "
             f"({result['seconds_per_step']:.2f} s a joint step)",
         ]
     )
+
+
+def _amount(result: dict[str, Any], key: str) -> str:
+    return f"{result[key]:,.1f} ms" if result["budget"].strip().startswith("latency") else f"{result[key]:,.0f}"
 
 
 def pretrain_text(result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 from diminuendo.errors import UserError
 from diminuendo.profiling import latency
 from diminuendo.profiling.count import count_macs_per_second, count_parameters, saved_bytes
-from diminuendo.profiling.latency import measure_interleaved, measure_latency, profile
+from diminuendo.profiling.latency import REST, WHOLE, measure_interleaved, measure_latency, profile, time_modules
 from tiny import tiny_model
 
 CLIP = {"seconds": 0.1}
@@ -84,3 +84,19 @@ def test_a_profile_has_every_cost_with_macs_for_10_seconds_whatever_is_timed():
     assert costs["bytes"] == saved_bytes(model)
     assert costs["macs_per_second"] == count_macs_per_second(model, seconds=10)
     assert (costs["threads"], costs["seconds"]) == (1, 0.5)
+
+
+def test_the_parts_of_a_pass_add_up_to_it(monkeypatch):
+    # A pass begins, its front end begins and ends, its encoder begins and ends, it ends; then again.
+    readings = iter([0, 1, 3, 4, 9, 10, *range(6)])
+    monkeypatch.setattr(latency.time, "thread_time", lambda: next(readings) / 1000)
+    modules = ["feature_extractor", "encoder", "nosuch"]
+    found = time_modules({"a": tiny_model()}, modules, **CLIP, threads=1, rounds=range(2))
+    assert found["a"] == pytest.approx({"feature_extractor": 1.5, "encoder": 3, REST: 3, WHOLE: 7.5})
+
+
+def test_a_model_that_was_timed_by_its_modules_has_no_hooks():
+    model = tiny_model()
+    time_modules({"a": model}, ["encoder"], **CLIP, threads=1, rounds=range(2))
+    assert not model.encoder._forward_hooks
+    assert not model.encoder._forward_pre_hooks

@@ -1,6 +1,8 @@
 """The cost model of a real model: parameter shapes read, positions per second of audio measured."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,6 +15,7 @@ from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of
 from diminuendo.structure.axis import Axis
 from diminuendo.structure.cost import CostModel, cost_model
+from diminuendo.structure.latency import LatencyTable
 
 SECONDS = 10.0
 
@@ -26,10 +29,13 @@ class _Runner(nn.Module):
         return self.family.run(self.model, inputs)
 
 
-def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostModel:
+def build_cost_model(model: Model, axes: Sequence[Axis] | None = None, table: LatencyTable | None = None) -> CostModel:
     """Expected and exact cost of `model` (as its family's `plain` gives it) by the sizes of `axes` (None: all).
 
-    MACs are those of a clip of 10 s, per second, as torch's flop counter counts them.
+    MACs are those of a clip of 10 s, per second, as torch's flop counter counts them. Latency is that of what the
+    family's `run` runs.
+
+    table: of latencies, if their cost is asked for.
     """
     family = family_of(model)
     positions: dict[str, float] = {}
@@ -60,7 +66,42 @@ def build_cost_model(model: Model, axes: Sequence[Axis] | None = None) -> CostMo
         for hook in hooks:
             hook.remove()
     frames = int(family.frame_lengths(model, torch.tensor([samples]))[0])
+    modules = _timed_modules(model, family, list(positions))
     positions |= family.rates(model, frames / SECONDS)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     axes = family.axes(model) if axes is None else axes
-    return cost_model(axes, shapes, positions, family.products(model, frames, SECONDS))
+    cost = cost_model(axes, shapes, positions, family.products(model, frames, SECONDS), modules)
+    return replace(cost, table=table)
+
+
+def _timed_modules(model: Model, family: Family, weights: Sequence[str]) -> dict[str, str]:
+    """The module whose time each of the weights that `run` meets is a part of; and each product, by its axis.
+
+    A sublayer is one. So is, of what is in none, the largest module around a single weight, with its norms and its
+    activation.
+    """
+    axes = family.declared(model)
+    # The first slice is of the sublayer itself; of its norm are the last.
+    paths = {axis.name: _path(axis.slices[0].parameter, axis.name) for axis in axes if axis.kind == "sublayer"}
+    owner = {weight: path for weight in weights for path in paths.values() if weight.startswith(f"{path}.")}
+    outside = [weight for weight in weights if weight not in owner]
+    around = Counter(path for weight in outside for path in _ancestors(weight))
+    for weight in outside:
+        alone = [path for path in _ancestors(weight) if around[path] == 1 and not _has_layers(model, path)]
+        owner[weight] = min(alone, key=len)
+    return owner | {axis.name: paths[axis.parent] for axis in axes if axis.parent in paths}
+
+
+def _path(parameter: str, name: str) -> str:
+    return parameter[: parameter.index(name) + len(name)]
+
+
+def _ancestors(weight: str) -> list[str]:
+    """The paths of all modules around a parameter."""
+    parts = weight.split(".")[:-1]
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _has_layers(model: Model, path: str) -> bool:
+    """Whether a module is a list, which is never called, or holds one, from which what is alone now may have gone."""
+    return any(isinstance(inside, nn.ModuleList) for inside in model.get_submodule(path).modules())

@@ -3,9 +3,10 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from diminuendo.profiling.count import (
     run_once,
     saved_bytes,
 )
+
+WHOLE, REST = "(whole)", "(rest)"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,55 @@ def measure_interleaved(
     return {name: _latency(times, seconds, threads, peak) for name, times in times_ms.items()}
 
 
+def time_modules(
+    models: Mapping[str, PreTrainedModel],
+    modules: Sequence[str],
+    seconds: float,
+    threads: int,
+    rounds: Iterable[int],
+) -> dict[str, dict[str, float]]:
+    """Median milliseconds in every model of those of `modules` that it has, of the REST, and of the WHOLE pass.
+
+    Models take turns, once in every round. One thread is timed by its processor time: on a busy machine long modules
+    are interrupted and short ones are not. A GPU waits for every module that is timed: there a whole pass is timed
+    apart, and what its parts took in the other is scaled to it.
+    """
+    met: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+    inputs = {name: example_inputs(model, seconds) for name, model in models.items()}
+    with _threads(threads), torch.inference_mode():
+        for _ in rounds:
+            for name, model in models.items():
+                clock = time.thread_time if threads == 1 and model.device.type == "cpu" else time.perf_counter
+                with _clocked(model, modules, clock) as spent:
+                    clocked = _forward_ms(model, inputs[name], clock)
+                spent |= {REST: clocked - sum(spent.values()), WHOLE: clocked}
+                if model.device.type == "cuda":
+                    scale = _forward_ms(model, inputs[name]) / clocked
+                    spent = {part: scale * ms for part, ms in spent.items()}
+                met[name].append(spent)
+    return {name: {part: median(one[part] for one in found) for part in found[0]} for name, found in met.items()}
+
+
+@contextmanager
+def _clocked(model: PreTrainedModel, modules: Sequence[str], clock: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Milliseconds that modules of a model have taken, filled while they run."""
+    spent: dict[str, float] = {}
+    known, hooks = dict(model.named_modules()), []
+
+    def read(path: str, sign: int) -> Any:
+        return lambda *_: spent.update({path: spent.get(path, 0.0) + sign * _now_ms(model.device, clock)})
+
+    for path in modules:
+        if path in known:
+            hooks.append(known[path].register_forward_pre_hook(read(path, -1)))
+            hooks.append(known[path].register_forward_hook(read(path, 1)))
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def profile(model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
     """Every cost of a model, ready for JSON. `seconds` is the clip that is timed.
 
@@ -96,13 +148,20 @@ def profile(model: PreTrainedModel, seconds: float = 10.0, threads: int = 1, run
     }
 
 
-def _forward_ms(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
+def _forward_ms(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], clock: Callable[[], float] | None = None
+) -> float:
     with evaluating(model):
-        started = time.perf_counter()
+        started = _now_ms(model.device, clock)
         run_once(model, inputs)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        return (time.perf_counter() - started) * 1000
+        return _now_ms(model.device, clock) - started
+
+
+def _now_ms(device: torch.device, clock: Callable[[], float] | None) -> float:
+    """What a clock (None: the wall's) says when all that was given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (clock or time.perf_counter)() * 1000
 
 
 def _latency(times_ms: list[float], seconds: float, threads: int, peak_memory_mb: float) -> Latency:

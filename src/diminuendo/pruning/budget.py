@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,38 +16,47 @@ from diminuendo.errors import UserError
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.cost import CostModel
 
-CostKind = Literal["params", "macs"]
-_KINDS: tuple[CostKind, ...] = ("params", "macs")
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+CostKind = Literal["params", "macs", "latency"]
+_KINDS: tuple[CostKind, ...] = get_args(CostKind)
+_SLACK = 1 + 1e-9  # of sums of floats
+_NUMBERS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_TIMES = {"ms": 1.0, "s": 1e3}
+_ABSOLUTE = {"params": "params=23.5M", "macs": "macs=1.2G/s", "latency": "latency=40ms"}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """kind: what is counted. kept: a fraction of the original in (0, 1], or an absolute number (MACs: per second)."""
+    """kind: what is counted. kept: a fraction of the original in (0, 1], or an absolute number.
+
+    MACs are per second of audio, latency is in milliseconds.
+    """
 
     kind: CostKind
     kept: float
     absolute: bool = False
 
     def amount(self, total: float) -> float:
-        """The budget in parameters or MACs per second. UserError if it exceeds `total`, the original's."""
+        """The budget in parameters, MACs per second or ms. UserError if it exceeds `total`, the original's."""
         if self.absolute and self.kept > total:
-            raise UserError(
-                f"--keep {self}: the model has only {total:.4g} {self.kind}; give less, or a fraction in (0, 1]"
-            )
+            has = f"takes only {total:.4g} ms" if self.kind == "latency" else f"has only {total:.4g} {self.kind}"
+            raise UserError(f"--keep {self}: the model {has}; give less, or a fraction in (0, 1]")
         return self.kept if self.absolute else self.kept * total
 
     def __str__(self) -> str:
         if not self.absolute:
             return f"{self.kind}={self.kept:g}"
+        if self.kind == "latency":
+            return f"latency={self.kept:.10g}ms"
         return f"{self.kind}={self.kept / 1e6:.10g}M{'/s' if self.kind == 'macs' else ''}"
 
 
 def parse_budget(text: str) -> Budget:
-    """`params=0.25`, `params=23.5M`, `macs=0.3`, `macs=1.2G/s`. UserError for anything else."""
-    match = re.fullmatch(r"\s*(\w+)\s*=\s*([-+.\deE]+?)\s*([kKmMgG]?)(/s)?\s*", text)
+    """`params=0.25`, `params=23.5M`, `macs=0.3`, `macs=1.2G/s`, `latency=0.5`, `latency=40ms`; UserError for others."""
+    match = re.fullmatch(r"\s*(\w+)\s*=\s*([-+.\deE]+?)\s*(ms|s|[kKmMgG]?)(/s)?\s*", text)
     if match is None:
-        raise UserError(f"--keep {text}: expected a budget like params=0.25, params=23.5M, macs=0.3 or macs=1.2G/s")
+        raise UserError(
+            f"--keep {text}: expected a budget like params=0.25, params=23.5M, macs=0.3, macs=1.2G/s or latency=40ms"
+        )
     name, digits, unit, per_second = match.groups()
     kind = next((known for known in _KINDS if known == name), None)
     if kind is None:
@@ -57,16 +66,21 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         raise UserError(f"--keep {text}: {digits!r} is not a number; expected for example {kind}=0.25") from None
     if per_second and kind != "macs":
-        raise UserError(f"--keep {text}: {kind} are not counted per second; write {text.strip().removesuffix('/s')}")
+        verb = "is" if kind == "latency" else "are"
+        wanted = text.strip().removesuffix("/s")
+        raise UserError(f"--keep {text}: {kind} {verb} not counted per second; write {wanted}")
+    scale = (_TIMES | {"": 1.0} if kind == "latency" else _NUMBERS).get(unit.lower())
+    if scale is None:
+        raise UserError(f"--keep {text}: {unit!r} is no unit of {kind}; write for example {_ABSOLUTE[kind]}")
     absolute = bool(unit or per_second)
     if absolute and number <= 0:
         raise UserError(f"--keep {text}: an absolute size must be above 0")
     if not absolute and not 0 < number <= 1:
         raise UserError(
             f"--keep {text}: kept fraction must lie in (0, 1], got {number:g}; "
-            f"for an absolute size write {'params=23.5M' if kind == 'params' else 'macs=1.2G/s'}"
+            f"for an absolute size write {_ABSOLUTE[kind]}"
         )
-    return Budget(kind, number * _UNITS[unit.lower()], absolute)
+    return Budget(kind, number * scale, absolute)
 
 
 class Multipliers(nn.Module):
@@ -95,7 +109,7 @@ class Multipliers(nn.Module):
             self.linear.clamp_(max=0.0)
 
 
-def _allowed_sizes(axis: Axis, round_to: int) -> list[int]:
+def allowed_sizes(axis: Axis, round_to: int) -> list[int]:
     """What an axis may shrink to, smallest first: multiples of the rounding where hardware cares, and its full size."""
     step = round_to if axis.is_width else 1
     return [size for size in (*range(0, axis.size, step), axis.size) if size >= axis.minimum]
@@ -121,7 +135,7 @@ def _steps(axes: Sequence[Axis], scores: Mapping[str, Tensor], round_to: int) ->
     for i, axis in enumerate(axes):
         ordered = scores[axis.name].sort(descending=True).values.tolist()
         most = math.inf if axis.parent is None else float(scores[axis.parent])
-        for before, size in pairwise(_allowed_sizes(axis, round_to)):
+        for before, size in pairwise(allowed_sizes(axis, round_to)):
             score = min(most, sum(ordered[before:size]) / (size - before))
             steps.append(_Step(i, size, score, size / axis.size))
     return sorted(steps, key=lambda step: (-step.score, step.share))
@@ -134,7 +148,7 @@ class _Sizes:
         self.cost, self.kind = cost, kind
         number = {axis.name: i for i, axis in enumerate(cost.axes)}
         self.parents = [None if axis.parent is None else number[axis.parent] for axis in cost.axes]
-        self.smallest = [_allowed_sizes(axis, round_to)[0] for axis in cost.axes]
+        self.smallest = [allowed_sizes(axis, round_to)[0] for axis in cost.axes]
 
     def grown(self, sizes: Sequence[int], steps: Sequence[_Step]) -> list[int]:
         new = list(sizes)
@@ -164,8 +178,9 @@ def smallest_cost(cost: CostModel, kind: CostKind, round_to: int) -> float:
 def check_budget(cost: CostModel, budget: Budget, total: float, round_to: int) -> None:
     """UserError, with the smallest possible size, if the fixed parts alone exceed the budget."""
     least = smallest_cost(cost, budget.kind, round_to)
-    if least > budget.amount(total):
-        amount, grain = (least, 100.0) if budget.absolute else (least / total, 1e-4)
+    if least > budget.amount(total) * _SLACK:
+        grain = 1e-4 if not budget.absolute else 0.01 if budget.kind == "latency" else 100.0
+        amount = least if budget.absolute else least / total
         smallest = replace(budget, kept=math.ceil(amount / grain) * grain)  # up: what the message offers is accepted
         raise UserError(
             f"--keep {budget}: less than the parts that cannot be removed; the smallest possible is {smallest}"
@@ -184,7 +199,7 @@ def select(
     """
     check_budget(cost, budget, total, round_to)
     sizes, steps = _Sizes(cost, budget.kind, round_to), _steps(cost.axes, scores, round_to)
-    limit = budget.amount(total) * (1 + 1e-9)
+    limit = budget.amount(total) * _SLACK
     count = bisect_right(
         range(len(steps) + 1), limit, key=lambda count: sizes.price(sizes.grown(sizes.smallest, steps[:count]))
     )

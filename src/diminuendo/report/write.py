@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _SIZES = {"params": "Parameters", "macs_per_second": "MACs per second of audio"}
 # In sections of their own, or of no use on another machine.
-_ELSEWHERE = {"shape", "full_shape", "out"}
+_ELSEWHERE = {"shape", "full_shape", "out", "latency_ms"}
 _FACTS = {
     **_SIZES,
     "removal_error": "Removal error",
@@ -124,8 +124,16 @@ def _headline(result: Mapping[str, Any]) -> Iterator[Table]:
         for key, title in _SIZES.items()
         if isinstance(size := result.get(key), dict)
     ]
+    note = ""
+    if latency := result.get("latency_ms"):
+        before, after, promised = (f"{latency[key]:.4g}" for key in ("teacher", "student", "promised"))
+        rows.append(("Latency, ms", before, after, f"{latency['kept']:.1%}"))
+        note = (
+            f"Latency: 10 s of audio, batch 1, medians of 20 runs in turn ({latency['device']}, threads: "
+            f"{latency['threads']}). Promised: {promised} ms, {latency['promised_kept']:.1%}."
+        )
     if rows:
-        yield Table("Size", ("Measure", "Before", "After", "Kept"), rows)
+        yield Table("Size", ("Measure", "Before", "After", "Kept"), rows, note)
 
 
 def _facts(run: LoggedRun) -> Table:

@@ -1,4 +1,4 @@
-"""What a model of some shape costs: parameters, and multiply-accumulates per second of audio.
+"""What a model of some shape costs: parameters, multiply-accumulates per second of audio, and by a table latency.
 
 A parameter's size is the product of its dimensions, and a dimension that an axis governs is proportional to the
 number of that axis's members. So the cost is a polynomial in the axes' sizes; with the gates' independent
@@ -15,6 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diminuendo.structure.axis import Axis, Product
+from diminuendo.structure.latency import LatencyTable, interpolated
+
+_COUNTED = {"latency": "macs"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class CostModel:
     caps: the terms of a factored matrix's two factors, and that of the dense one, which has a coefficient of its own.
     Two factors of exact sizes cost no more than it, since they are multiplied back then. In the expectation there is no
     cap: it has no gradient at full rank.
+
+    modules, module: which terms' MACs are whose; those of no module (module = len(modules)) take no time. table: of
+    latencies, where they have been measured: the kind "latency", in milliseconds, is there only with it.
     """
 
     axes: tuple[Axis, ...]
@@ -35,14 +41,39 @@ class CostModel:
     coefficients: Mapping[str, Float[Tensor, " terms"]]
     caps: Int[Tensor, "caps 3"]
     cap_coefficients: Mapping[str, Float[Tensor, " caps"]]
+    modules: tuple[str, ...]
+    module: Int[Tensor, " terms"]
+    table: LatencyTable | None = None
 
     def at_sizes(self, kind: str, sizes: Float[Tensor, " axes"]) -> Float[Tensor, ""]:
-        """The cost ("params" or "macs") when axis i has exactly sizes[i] members."""
+        """The cost ("params", "macs" or "latency") when axis i has exactly sizes[i] members."""
+        return self._summed(kind, self._costs(kind, sizes))
+
+    def macs_by_module(self, sizes: Float[Tensor, " axes"]) -> Float[Tensor, " modules"]:
+        return self._by_module(self._costs("macs", sizes))
+
+    def _costs(self, kind: str, sizes: Float[Tensor, " axes"]) -> Float[Tensor, " terms"]:
+        kind = _COUNTED.get(kind, kind)
         products = self._products(sizes, sizes**2)
         costs = self.coefficients[kind].to(sizes.device) * products
         down, up, dense = self.caps.to(sizes.device).unbind(1)
         over = costs[down] + costs[up] - self.cap_coefficients[kind].to(sizes.device) * products[dense]
-        return costs.sum() - over.clamp(min=0).sum()
+        return costs.index_add(0, down, -over.clamp(min=0))
+
+    def _by_module(self, costs: Float[Tensor, " terms"]) -> Float[Tensor, " modules"]:
+        sums = costs.new_zeros(len(self.modules) + 1)
+        return sums.index_add(0, self.module.to(costs.device), costs)[:-1]
+
+    def _summed(self, kind: str, costs: Float[Tensor, " terms"]) -> Float[Tensor, ""]:
+        if kind != "latency":
+            return costs.sum()
+        macs = self._by_module(costs)
+        return interpolated(self._grid.to(costs.device), torch.cat([macs, macs.sum()[None]])).sum()
+
+    @cached_property
+    def _grid(self) -> Float[Tensor, "2 curves points"]:
+        assert self.table is not None, "latencies have not been measured"
+        return self.table.grid(self.modules)
 
     def expected(self, kind: str, open_probability: Float[Tensor, " members"]) -> Float[Tensor, ""]:
         """The expected cost when every member stays with its own probability; differentiable."""
@@ -51,7 +82,8 @@ class CostModel:
         zeros = torch.zeros(len(self.axes), dtype=p.dtype, device=p.device)
         mean = zeros.index_add(0, owner, p)
         variance = zeros.index_add(0, owner, p * (1 - p))
-        return (self.coefficients[kind].to(p.device) * self._products(mean, mean**2 + variance)).sum()
+        coefficients = self.coefficients[_COUNTED.get(kind, kind)].to(p.device)
+        return self._summed(kind, coefficients * self._products(mean, mean**2 + variance))
 
     @cached_property
     def _owner(self) -> Int[Tensor, " members"]:
@@ -78,12 +110,14 @@ def cost_model(
     parameters: Mapping[str, torch.Size],
     positions_per_second: Mapping[str, float],
     products: Sequence[Product],
+    modules: Mapping[str, str] | None = None,
 ) -> CostModel:
     """Derives the cost from the axes' declaration.
 
     parameters: the shape of every parameter that is saved.
     positions_per_second: for every weight that is multiplied with activations, at how many places per second of audio.
     products: what is multiplied without a parameter.
+    modules: the path of the module that a weight, or a product by its axis, is timed with.
     """
     number = {axis.name: i + 1 for i, axis in enumerate(axes)}
     touching: dict[str, dict[int | None, list[tuple[Axis, int]]]] = {}
@@ -132,6 +166,9 @@ def cost_model(
         members = 1 if product.axis in number else product.members
         terms.append((0.0, product.macs_per_second * members, factors))
 
+    whose = [(modules or {}).get(name) for name in (*shapes, *(product.axis for product in products))]
+    timed = tuple(dict.fromkeys(path for path in whose if path is not None))
+
     most = max((len(factors) for _, _, factors in terms), default=0)
     padded = [factors + [(0, 0.0, 1.0)] * (most - len(factors)) for _, _, factors in terms]
     table = torch.tensor(padded, dtype=torch.float64).reshape(len(terms), most, 3)
@@ -149,4 +186,6 @@ def cost_model(
             "params": torch.tensor(dense, dtype=torch.float64),
             "macs": torch.tensor([size * rate for size, rate in zip(dense, rates, strict=True)], dtype=torch.float64),
         },
+        modules=timed,
+        module=torch.tensor([len(timed) if path is None else timed.index(path) for path in whose]),
     )

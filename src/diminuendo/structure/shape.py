@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from diminuendo.structure.axis import Axis, Selection
 
 Kept = int | list[int]
@@ -20,3 +24,9 @@ def shape_of(axes: Sequence[Axis], selection: Selection | None = None) -> Shape:
             which = None  # the number says the same as hundreds of them
         shape[axis.name] = len(kept) if which is None else which
     return shape
+
+
+def sizes_of(axes: Sequence[Axis], shape: Shape) -> Float[Tensor, " axes"]:
+    """How many members of every axis a shape keeps; all of what it does not name (the ranks of a dense matrix)."""
+    kept = [shape.get(axis.name, axis.size) for axis in axes]
+    return torch.tensor([one if isinstance(one, int) else len(one) for one in kept], dtype=torch.float64)

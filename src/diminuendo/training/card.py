@@ -23,7 +23,7 @@ tags: [diminuendo, speech, compressed]
 | --- | --- | --- | --- |
 | parameters | {params["teacher"]:,} | {params["student"]:,} | {params["kept"]:.1%} |
 | MACs per second of audio | {macs["teacher"]:,.0f} | {macs["student"]:,.0f} | {macs["kept"]:.1%} |
-
+{_latency(result)}
 Removing what was selected equals shutting its gates: relative error {result["removal_error"]:.1e}, the largest over
 all hidden states, on real audio.{_expected(result)}
 
@@ -62,6 +62,17 @@ to predict clusters of masked frames (HuBERT).
     model = AutoModel.from_pretrained("this directory")
 
 {_settings(config)}"""
+
+
+def _latency(result: Mapping[str, Any]) -> str:
+    if (latency := result.get("latency_ms")) is None:
+        return ""
+    before, after, promised = (f"{latency[key]:.1f}" for key in ("teacher", "student", "promised"))
+    return f"""| latency, ms | {before} | {after} | {latency["kept"]:.1%} |
+
+Latency is that of 10 s of audio, batch 1, {latency["device"]} (threads: {latency["threads"]}), on the machine that made
+the model: medians of 20 runs in turn. Its budget promised {promised} ms, {latency["promised_kept"]:.1%}.
+"""
 
 
 def _expected(result: Mapping[str, Any]) -> str:

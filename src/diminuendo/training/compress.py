@@ -1,28 +1,32 @@
 """Compression from a model and audio to a smaller model in a directory."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from lhotse import CutSet
 
 from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import Model, build_cost_model, encoder_config, family_of
+from diminuendo.families import Model, build, build_cost_model, encoder_config, family_of
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
-from diminuendo.profiling.latency import peak_memory_mb
+from diminuendo.profiling.latency import measure_interleaved, peak_memory_mb
 from diminuendo.pruning.budget import check_budget, smallest_cost
 from diminuendo.structure.cost import CostModel
-from diminuendo.structure.shape import shape_of
+from diminuendo.structure.latency import LatencyTable
+from diminuendo.structure.shape import Shape, shape_of, sizes_of
 from diminuendo.training.card import compression_card
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
+from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
@@ -32,6 +36,7 @@ from diminuendo.training.two_stages import TwoStages
 
 log = logging.getLogger(__name__)
 
+OFF_PROMISE = 0.15
 # Shorter runs are over before an estimate of them is.
 WORTH_ESTIMATING = 100
 
@@ -67,7 +72,7 @@ def compress(
 
     teacher: whose hidden states are learned; the model itself, if not given. The result has `params` and
     `macs_per_second` (each `teacher`, the model before; `student`; `kept`), `expected_before_selection`,
-    `removal_error`, the `shape`, and `out`; it is kept as result.json.
+    `removal_error`, the `shape`, and `out`; with a budget in latency `latency_ms`. It is kept as result.json.
 
     Raises UserError for a wrong input (a budget below what cannot be removed, a teacher of another depth, a directory
     that holds something else), RuntimeError if the removed model were not the gated one.
@@ -79,6 +84,13 @@ def compress(
     job = _checked(source, cuts, config, teacher, recipe)
     run = Run(out, job.identity)
 
+    def kept_table() -> LatencyTable | None:
+        run.check(resume=resume, overwrite=overwrite)  # before a minute goes by
+        return run.kept_table() if resume else None
+
+    job = _timed(job, loop or LoopConfig(), kept_table)
+    run.table = job.cost.table
+
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         accelerator = trainer.accelerator
         job.stages.teacher.to(accelerator.device)
@@ -86,7 +98,8 @@ def compress(
             log.info("%s", _sentence(_measured(job, accelerator.device), config))
         removed = job.stages.first(trainer)
         job.stages.second(trainer, removed)
-        result = _result(job, removed, trainer.carried, out)
+        latency = _latency(job, removed, trainer.carried["shape"]) if accelerator.is_main_process else {}
+        result = _result(job, removed, trainer.carried, out) | latency
 
         def write() -> None:
             architecture = job.stages.family.architecture_of(removed)
@@ -109,7 +122,7 @@ def dry_run(
     recipe: str = "dphubert",
 ) -> dict[str, Any]:
     """What the budget can reach, and from one measured step the time and memory that the run would take."""
-    job = _checked(source, cuts, config, teacher, recipe)
+    job = _timed(_checked(source, cuts, config, teacher, recipe), loop or LoopConfig(), lambda: None)
     device = make_accelerator(config.precision, (loop or LoopConfig()).device).device
     job.stages.teacher.to(device)
     kind = config.budget.kind
@@ -158,11 +171,74 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
             "leave --width out"
         )
     cost = build_cost_model(plain, free)
-    total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
-    check_budget(cost, config.budget, total, config.round_to)
+    total = math.nan  # of latency, which is measured last
+    if config.budget.kind != "latency":
+        total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
+        check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, cost, total)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
     return _Job(stages, cost, total, _identity(source, teacher, cuts, config, recipe), recipe)
+
+
+def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | None]) -> _Job:
+    """The job with the latencies that its budget is in; as it is, if its budget is in something else.
+
+    kept_table: of the run that goes on, if it has one. Several processes go by the table of the first.
+    """
+    config, model = job.config, job.stages.source.model
+    if config.budget.kind != "latency":
+        return job
+    if config.latency_device == "cuda" and not torch.cuda.is_available():
+        raise UserError("latency_device cuda: this machine has no CUDA device that torch can use; give cpu")
+    table = None
+    if make_accelerator(config.precision, loop.device).is_main_process:
+        table = kept_table() or measure_table(
+            model,
+            job.cost,
+            factored=config.factored,
+            round_to=config.round_to,
+            threads=config.latency_threads or torch.get_num_threads(),
+            device=config.latency_device,
+            quiet=loop.quiet,
+        )
+    (table,) = broadcast_object_list([table])
+    assert table is not None
+    cost, total, old = replace(job.cost, table=table), table.total_ms, job.stages
+    check_budget(cost, config.budget, total, config.round_to)
+    stages = TwoStages(old.source, old.teacher, old.cuts, config, cost, total)
+    return replace(job, stages=stages, cost=cost, total=total)
+
+
+def _latency(job: _Job, removed: Model, shape: Shape) -> dict[str, Any]:
+    """Promised and measured latency, where the budget is in it."""
+    source, table = job.stages.source.model, job.cost.table
+    if table is None:
+        return {}
+    here = source.device
+    state = {name: value.to(table.device) for name, value in removed.state_dict().items()}
+    smaller = build(source, shape, state)  # `removed` has the attention that is the fastest to train
+    try:
+        models = {"teacher": source.to(table.device), "student": smaller}
+        found = measure_interleaved(models, table.seconds, table.threads)
+    finally:
+        source.to(here)
+    teacher, student = found["teacher"].p50_ms, found["student"].p50_ms
+    promised = float(job.cost.at_sizes("latency", sizes_of(job.cost.axes, shape)))
+    kept, promised_kept = student / teacher, promised / table.total_ms
+    off = student / promised if job.config.budget.absolute else kept / promised_kept
+    if abs(off - 1) > OFF_PROMISE:
+        log.warning(
+            "latency: promised %.4g ms (%.3f kept), measured %.4g ms (%.3f kept): was the machine busy? the table had "
+            "%.4g ms for the model as it came, now it takes %.4g ms",
+            promised,
+            promised_kept,
+            student,
+            kept,
+            table.total_ms,
+            teacher,
+        )
+    figures = {"teacher": teacher, "student": student, "kept": kept, "promised": promised}
+    return {"latency_ms": {**figures, "promised_kept": promised_kept, "threads": table.threads, "device": table.device}}
 
 
 def _identity(source: Source, teacher: Model, cuts: CutSet, config: CompressConfig, recipe: str) -> dict[str, Any]:

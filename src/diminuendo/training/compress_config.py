@@ -18,7 +18,9 @@ LEARNED: tuple[Method, ...] = ("l0", "lowrank", "l0+lowrank")
 class CompressConfig(TrainingConfig):
     """A complete configuration of a compression.
 
-    keep: the budget, like params=0.25. steps: of the joint stage; distil_steps: of the second, None for half of them.
+    keep: the budget, like params=0.25. latency_device, latency_threads: where a budget in latency is measured, "cpu" or
+    "cuda", and on how many threads, 0 for the run's.
+    steps: of the joint stage; distil_steps: of the second, None for half of them.
     method: "l0" learns which members go, "lowrank" which ranks of the matrices, "l0+lowrank" both. The others remove
     without learning, by chance, by the size of weights, by how far hidden states would move, or whole layers; the steps
     of both stages then follow in one. rounds: with those, in how many steps the budget is reached; before all but the
@@ -37,6 +39,8 @@ class CompressConfig(TrainingConfig):
     """
 
     keep: str = "params=0.25"
+    latency_device: str = "cpu"
+    latency_threads: int = 0
     method: Method = "l0"
     rounds: int = 1
     steps: int = 5000
@@ -63,6 +67,10 @@ class CompressConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_budget(self.keep)
+        if self.latency_device not in ("cpu", "cuda"):
+            raise UserError(f"latency_device {self.latency_device!r}: expected cpu or cuda")
+        if self.latency_threads < 0:
+            raise UserError(f"latency_threads must be at least 1, or 0 for the run's, got {self.latency_threads}")
         if self.method not in get_args(Method):
             raise UserError(f"--method {self.method}: expected one of {', '.join(get_args(Method))}")
         if self.rounds < 1 or (self.rounds > 1 and self.learned):

@@ -18,6 +18,7 @@ from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import TOKENIZER_FILES, travelling_files
 from diminuendo.families import FAMILIES, Model
+from diminuendo.structure.latency import LatencyTable
 from diminuendo.training.checkpoint import clear_on_full_disk, is_full
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _OURS = (
     "preprocessor_config.json",
     "README.md",
     "report.html",
+    "latency.json",
     *TOKENIZER_FILES,
     *sorted({file.name for family in FAMILIES.values() for file in travelling_files(family)}),
     "run.json",
@@ -52,10 +54,14 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclass
 class Run:
-    """One run in its directory. `identity` says what the run is: a checkpoint of another one is refused."""
+    """One run in its directory. `identity` says what the run is: a checkpoint of another one is refused.
+
+    table: the latencies that it goes by, kept with it: nothing that a resumed run does may depend on the clock.
+    """
 
     directory: Path
     identity: Mapping[str, Any]
+    table: LatencyTable | None = None
     result: dict[str, Any] | None = field(default=None, init=False)
 
     @property
@@ -66,26 +72,22 @@ class Run:
     def log(self) -> Path:
         return self.directory / "log.jsonl"
 
-    def open(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Makes the directory ready.
+    @property
+    def latency(self) -> Path:
+        return self.directory / "latency.json"
 
-        UserError if it is not empty (without `resume` or `overwrite`), holds another run or, to be overwritten, such
-        files as no run wrote, or cannot be written.
-        """
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Whether `open` would be possible, as far as that can be known without writing. UserError as it has them."""
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other: give one of them")
         if self.directory.is_file():
             raise UserError(f"--out {self.directory} is a file; expected a directory")
         if overwrite:
-            found = [name for name in _OURS if (self.directory / name).exists()]
-            if found and "run.json" not in found:
+            if (found := self._ours()) and "run.json" not in found:
                 raise UserError(
                     f"--overwrite: {self.directory} holds {found[0]}, which no run of ours wrote (no run.json); "
                     "give another --out, or remove it yourself"
                 )
-            for name in found:
-                path = self.directory / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         elif self.directory.is_dir() and any(path.suffix != ".tmp" for path in self.directory.iterdir()):
             if not resume:
                 raise UserError(
@@ -93,17 +95,37 @@ class Run:
                     "--resume to continue the run in it, or --overwrite to replace it"
                 )
             self._check_identity()
+
+    def open(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Makes the directory ready.
+
+        UserError if it is not empty (without `resume` or `overwrite`), holds another run or, to be overwritten, such
+        files as no run wrote, or cannot be written.
+        """
+        self.check(resume=resume, overwrite=overwrite)
+        for name in self._ours() if overwrite else ():
+            path = self.directory / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         with clear_on_full_disk(self.directory / "run.json"):
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 if not (self.directory / "run.json").is_file():
                     write_json(self.directory / "run.json", {**self.identity, "versions": versions()})
+                if self.table is not None and not self.latency.is_file():
+                    write_json(self.latency, self.table.to_json())
             except OSError as error:
                 if is_full(error):
                     raise
                 raise UserError(
                     f"--out {self.directory} cannot be written ({error.strerror}); give a directory that you may write"
                 ) from error
+
+    def _ours(self) -> list[str]:
+        return [name for name in _OURS if (self.directory / name).exists()]
+
+    def kept_table(self) -> LatencyTable | None:
+        """The latencies that the run in the directory goes by, if they have been measured."""
+        return LatencyTable.from_json(_read_json(self.latency)) if self.latency.is_file() else None
 
     def open_on(self, accelerator: Any, *, resume: bool = False, overwrite: bool = False) -> None:
         """`open`, by the first of several processes; with `resume`, `result` is set if the run is finished already."""

@@ -52,7 +52,7 @@ def _remove(stages: "TwoStages", trainer: "Loop", model: Model, kept: float) -> 
     config = stages.config
     plain = stages.family.plain(model).cpu()
     axes = free_axes(plain, config.fixed_kinds)
-    cost = build_cost_model(plain, axes)
+    cost = build_cost_model(plain, axes, stages.cost.table)
     budget = Budget(config.budget.kind, kept * stages.total, absolute=True)
     scores = _scores(stages, plain, axes, trainer.accelerator.device)
     # Processes remove the same: on GPUs sums of gradients are not alike to the last bit.
