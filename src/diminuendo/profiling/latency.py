@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from diminuendo.errors import UserError
+from diminuendo.profiling.allocator import freed_memory_kept
 from diminuendo.profiling.count import (
     count_macs_per_second,
     count_parameters,
@@ -70,7 +71,7 @@ def measure_interleaved(
         raise UserError(f"threads and runs must be at least 1, got threads={threads}, runs={runs}")
     inputs = {name: example_inputs(model, seconds) for name, model in models.items()}
     times_ms: dict[str, list[float]] = {name: [] for name in models}
-    with _threads(threads), torch.inference_mode():
+    with _threads(threads), freed_memory_kept(), torch.inference_mode():
         for run in range(warmup + runs):
             for name, model in models.items():
                 elapsed_ms = _forward_ms(model, inputs[name])
@@ -95,7 +96,7 @@ def time_modules(
     """
     met: dict[str, list[dict[str, float]]] = {name: [] for name in models}
     inputs = {name: example_inputs(model, seconds) for name, model in models.items()}
-    with _threads(threads), torch.inference_mode():
+    with _threads(threads), freed_memory_kept(), torch.inference_mode():
         for _ in rounds:
             for name, model in models.items():
                 clock = time.thread_time if threads == 1 and model.device.type == "cpu" else time.perf_counter

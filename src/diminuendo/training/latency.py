@@ -24,7 +24,8 @@ from diminuendo.training.removing import gateable, shape_before
 
 log = logging.getLogger(__name__)
 
-FRACTIONS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.08, 0.0)
+# Eighths: between them matrix units have steps, where a front end has few channels.
+FRACTIONS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0)
 ROUNDS = (5, 30)
 """Least and most; between, as many as MEASURING_SECONDS have room for."""
 MEASURING_SECONDS = 20.0
