@@ -36,9 +36,9 @@ def _weights(
 ) -> Iterator[tuple[Place, Tensor, Tensor, Tensor]]:
     """Of every block its place, its weights in the inputs' precision and in full, and a buffer, for use until the next.
 
-    query: scaled; gate, distances: in full precision.
+    gate, distances: in full precision.
     """
-    batch, heads, frames, _width = query.shape
+    batch, heads, frames, width = query.shape
     places, largest = _blocks(batch, heads, frames)
     buffers = [like.new_empty(math.prod(largest)) for like in (query, distances, distances)]
     bias = distances.unfold(1, frames, 1)
@@ -46,7 +46,7 @@ def _weights(
         shape = (some.stop - some.start, rows.stop - rows.start, frames)
         narrow, weights, spare = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
         torch.bmm(query[clip, some, rows], key[clip, some].transpose(1, 2), out=narrow)
-        torch.mul(gate[clip, some, rows], bias[some, rows], out=spare).add_(narrow)
+        torch.mul(gate[clip, some, rows], bias[some, rows], out=spare).add_(narrow, alpha=width**-0.5)
         if padding is not None:
             spare.masked_fill_(padding[clip], -torch.inf)
         torch.softmax(spare, -1, out=weights)
@@ -59,8 +59,7 @@ class _BlockedAttention(torch.autograd.Function):
         query, key, value, gate, distances, padding = inputs
         full = torch.promote_types(query.dtype, torch.float32)
         output = torch.empty_like(query)
-        scaled = query * query.shape[-1] ** -0.5
-        for place, weights, _, _ in _weights(scaled, key, gate.to(full), distances.to(full), padding):
+        for place, weights, _, _ in _weights(query, key, gate.to(full), distances.to(full), padding):
             output[place] = torch.bmm(weights, value[place[:2]])
         ctx.save_for_backward(*inputs, output)
         return output
@@ -75,13 +74,13 @@ class _BlockedAttention(torch.autograd.Function):
         d_distances = torch.zeros_like(distances, dtype=full)
         shared = (d_output * output).sum(-1, keepdim=True, dtype=full)
         scale, gate, distances = query.shape[-1] ** -0.5, gate.to(full), distances.to(full)
-        scaled, bias = query * scale, distances.unfold(1, query.shape[2], 1)
+        bias = distances.unfold(1, query.shape[2], 1)
 
         # A block's gradients of biases go into slanted rows: those of equal distance stand in a column then.
         together, rows, frames = _blocks(*query.shape[:3])[1]
         columns = frames + rows
         slanted = distances.new_zeros(together, rows, columns)
-        for place, narrow, weights, spare in _weights(scaled, key, gate, distances, padding):
+        for place, narrow, weights, spare in _weights(query, key, gate, distances, padding):
             clip, some, these = place
             count, height, _ = spare.shape
             d_value[clip, some] += torch.bmm(narrow.transpose(1, 2), d_output[place])
@@ -89,7 +88,7 @@ class _BlockedAttention(torch.autograd.Function):
             d_scores = torch.sub(narrow, shared[place], out=spare).mul_(weights)
             narrow.copy_(d_scores)
             d_query[place] = torch.bmm(narrow, key[clip, some]).mul_(scale)
-            d_key[clip, some] += torch.bmm(narrow.transpose(1, 2), scaled[place])
+            d_key[clip, some].add_(torch.bmm(narrow.transpose(1, 2), query[place]), alpha=scale)
             d_gate[place] = torch.mul(d_scores, bias[some, these], out=weights).sum(-1, keepdim=True)
             slant = slanted.as_strided(spare.shape, (rows * columns, columns + 1, 1))
             torch.mul(d_scores, gate[place], out=slant)

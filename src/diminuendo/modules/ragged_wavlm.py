@@ -19,7 +19,7 @@ from .ragged import Ragged, RaggedConfig, Shape, shrink_feed_forward, size
 from .ragged_wav2vec2 import drop_norms, residual, shrink_front_end, shrink_positional
 from .residual import Stream, stream_of
 
-IN_CACHE = 2**23
+IN_CACHE = 2**22
 """Bytes of all weights of an attention up to which blocks do not pay, by benchmarks/wavlm_attention.py."""
 
 
