@@ -20,7 +20,7 @@ from .ragged_wav2vec2 import drop_norms, residual, shrink_front_end, shrink_posi
 from .residual import Stream, stream_of
 
 IN_CACHE = 2**22
-"""Bytes of all weights of an attention up to which blocks do not pay, by benchmarks/wavlm_attention.py."""
+"""Bytes of all weights of an attention up to which blocks do not pay, by benchmarks/attention.py."""
 
 
 def distance_biases(table: nn.Embedding, max_distance: int, frames: int) -> Tensor:
