@@ -1,4 +1,4 @@
-"""Our attentions of WavLM and wav2vec2-BERT beside transformers': one layer, forward and with its backward pass, in turn.
+"""Our attentions of WavLM and wav2vec2-BERT beside transformers': one layer, forward and with backward pass, in turn.
 
 WavLM of Base size and wav2vec2-BERT of its own. Processor time, which other work on the machine moves less than the
 clock. WavLM's biases are handed on by the first layer and learned, as in training.
@@ -53,11 +53,8 @@ def wavlm(clips: int, frames: int) -> dict[str, Step]:
 def wav2vec2_bert(clips: int, frames: int) -> dict[str, Step]:
     stock = Wav2Vec2BertModel(Wav2Vec2BertConfig(num_hidden_layers=1)).eval()
     hidden = torch.randn(clips, frames, stock.config.hidden_size)
-    attentions = {"stock": stock, "ours": family_of(stock).fast(stock)}
-    return {
-        name: lambda attention=model.encoder.layers[0].self_attn: attention(hidden)[0]
-        for name, model in attentions.items()
-    }
+    first, second = (model.encoder.layers[0].self_attn for model in (stock, family_of(stock).fast(stock)))
+    return {"stock": lambda: first(hidden)[0], "ours": lambda: second(hidden)[0]}
 
 
 def rows() -> Iterator[dict[str, Any]]:
