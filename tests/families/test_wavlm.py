@@ -87,7 +87,7 @@ def test_blocks_in_half_precision_keep_their_sums_in_full(learned: bool, way: st
     query, key, value, gate, distances = inputs_of_attention(torch.float32)
     rounded = tuple(tensor.bfloat16().float() for tensor in (query, key, value))
     expected = ragged_wavlm.attend(*rounded, gate, distances, None, dropout=0.0)
-    with torch.set_grad_enabled(learned), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(not learned), torch.autocast("cpu", torch.bfloat16):
         halves = tuple(tensor.bfloat16() for tensor in rounded)
         found = ragged_wavlm.attend(*halves, gate, distances, None, dropout=0.0)
     assert found.dtype == torch.bfloat16

@@ -16,7 +16,7 @@ from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.inputs import noise
 from diminuendo.families.parts import encoder_in, sharing_copy
 from diminuendo.families.wav2vec2_conformer import attention_products, layer_axes, width_axes
-from diminuendo.modules.ragged_wav2vec2_bert import RaggedWav2Vec2BertForCTC, RaggedWav2Vec2BertModel, near
+from diminuendo.modules.ragged_wav2vec2_bert import RaggedWav2Vec2BertForCTC, RaggedWav2Vec2BertModel, attend_near
 from diminuendo.modules.ragged_wav2vec2_conformer import positions
 from diminuendo.structure.axis import Axis, Product
 
@@ -40,14 +40,14 @@ def plain(model: Model) -> Model:
     copied = copy.deepcopy(model)
     encoder = encoder_in(copied)[0].encoder
     encoder.embed_positions = positions(model.config)
-    near(encoder)
+    attend_near(encoder)
     return copied.eval()
 
 
 def fast(model: Model) -> Model:
     """The same function by our attention; the tensors are shared, the model itself is not touched."""
     copied = sharing_copy(model)
-    near(encoder_in(copied)[0].encoder)
+    attend_near(encoder_in(copied)[0].encoder)
     return copied
 
 

@@ -48,7 +48,7 @@ class NearAttention(Wav2Vec2BertSelfAttention):
         return self.linear_out(mixed.flatten(2)), weights
 
 
-def near(encoder: Any) -> None:
+def attend_near(encoder: Any) -> None:
     """Makes the attentions of the encoder's layers ours where they are told of positions by distances."""
     for layer in encoder.layers:
         if hasattr(layer.self_attn, "distance_embedding"):
@@ -61,7 +61,7 @@ class _Ragged(Ragged):
     def shrink(self, shape: Shape) -> None:
         encoder = self.encoder_inside.encoder
         shrink_encoder(encoder, shape, "depthwise_layer_norm")
-        near(encoder)
+        attend_near(encoder)
 
 
 class RaggedWav2Vec2BertConfig(RaggedConfig, Wav2Vec2BertConfig):
