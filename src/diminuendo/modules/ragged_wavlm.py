@@ -31,7 +31,7 @@ def distance_biases(table: nn.Embedding, max_distance: int, frames: int) -> Tens
     far = torch.log(distance.abs().float() / exact) / math.log(max_distance / exact) * (half - exact)
     ranged = (exact + far).long().clamp(max=half - 1)
     bucket = (distance > 0).long() * half + torch.where(distance.abs() < exact, distance.abs(), ranged)
-    return table(bucket).t()  # type: ignore[no-any-return]
+    return table(bucket).t().contiguous()  # type: ignore[no-any-return]
 
 
 def attend(
@@ -48,7 +48,7 @@ def attend(
     traced = query.device.type != "cpu" or torch.compiler.is_compiling()
     if explicit and not (dropout or traced) and query[..., 0].numel() * frames * query.itemsize > IN_CACHE:
         return blocked_attention(query, key, value, gate, distances, padding)
-    bias = (gate * distances.unfold(1, frames, 1)).to(query.dtype)
+    bias = (gate.contiguous() * distances.unfold(1, frames, 1)).to(query.dtype)  # the gate's order is the result's
     if padding is not None:
         bias = bias.masked_fill(padding[:, None, None], -torch.inf)
     if not explicit:
