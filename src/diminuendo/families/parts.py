@@ -3,7 +3,9 @@
 A module is named by its path in the encoder (`name`, as axes are) and found in the model under a `prefix` before it.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from jaxtyping import Float
@@ -108,6 +110,11 @@ def width_axis(model: Model, encoder: Any, prefix: str, residual: Residual, *, g
         kept = getattr(model.config, "diminuendo", {"shape": {}})["shape"].get("width")
         positions = tuple(kept if isinstance(kept, list) else range(size))
     return Axis("width", "width", size, tuple(slices), tuple(gates), tuple(norms), minimum=1, positions=positions)
+
+
+def sharing_copy(model: Model) -> Model:
+    """A copy of the modules, its tensors those of the model."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def attention_product(axis: Axis, macs_per_frame: float, frames: int, seconds: float) -> Product:

@@ -14,9 +14,9 @@ from transformers import Wav2Vec2BertForCTC, Wav2Vec2BertModel
 from diminuendo.families import wav2vec2
 from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.inputs import noise
-from diminuendo.families.parts import encoder_in
+from diminuendo.families.parts import encoder_in, sharing_copy
 from diminuendo.families.wav2vec2_conformer import attention_products, layer_axes, width_axes
-from diminuendo.modules.ragged_wav2vec2_bert import RaggedWav2Vec2BertForCTC, RaggedWav2Vec2BertModel
+from diminuendo.modules.ragged_wav2vec2_bert import RaggedWav2Vec2BertForCTC, RaggedWav2Vec2BertModel, attend_near
 from diminuendo.modules.ragged_wav2vec2_conformer import positions
 from diminuendo.structure.axis import Axis, Product
 
@@ -36,10 +36,19 @@ def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:
 
 
 def plain(model: Model) -> Model:
-    """A deep copy in evaluation mode, positions by our own modules (modules/ragged_wav2vec2_conformer.py)."""
+    """A deep copy in evaluation mode, positions and attention by our own modules, as in a compressed model."""
     copied = copy.deepcopy(model)
-    encoder_in(copied)[0].encoder.embed_positions = positions(model.config)
+    encoder = encoder_in(copied)[0].encoder
+    encoder.embed_positions = positions(model.config)
+    attend_near(encoder)
     return copied.eval()
+
+
+def fast(model: Model) -> Model:
+    """The same function by our attention; the tensors are shared, the model itself is not touched."""
+    copied = sharing_copy(model)
+    attend_near(encoder_in(copied)[0].encoder)
+    return copied
 
 
 def frame_lengths(model: Model, sample_lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -63,4 +72,5 @@ WAV2VEC2_BERT = Family(
     hidden_states=wav2vec2.hidden_states,
     frame_lengths=frame_lengths,
     example=example,
+    fast=fast,
 )

@@ -63,8 +63,12 @@ def axes(model: Model) -> tuple[Axis, ...]:
 
 def attention_products(model: Model, found: Sequence[Axis], frames: int, seconds: float) -> tuple[Product, ...]:
     """For every head and frame: queries times keys, weights times values, and queries times positions."""
-    head_dim = model.config.hidden_size // model.config.num_attention_heads
-    distances = {"relative": 2 * frames - 1, "relative_key": frames}.get(model.config.position_embeddings_type, 0)
+    config = model.config
+    head_dim, distances = config.hidden_size // config.num_attention_heads, 0
+    if config.position_embeddings_type == "relative":
+        distances = 2 * frames - 1
+    elif config.position_embeddings_type == "relative_key":  # by our own attention (modules/ragged_wav2vec2_bert.py)
+        distances = config.left_max_position_embeddings + config.right_max_position_embeddings + 1
     per_frame = float((2 * frames + distances) * head_dim)
     heads = [axis for axis in found if axis.kind == "heads"]
     return tuple(attention_product(axis, per_frame, frames, seconds) for axis in heads)

@@ -4,9 +4,7 @@ Its attention is replaced by our own, fused one (modules/ragged_wavlm.py) wherev
 are told by the buffer `kept_heads`, which shrinks with them; the table of position biases belongs to the encoder.
 """
 
-import copy
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from transformers import WavLMForCTC, WavLMModel
 
 from diminuendo.families import wav2vec2
 from diminuendo.families.family import Architecture, Family, Model
-from diminuendo.families.parts import attention_product, encoder_in, heads_axis, sublayer
+from diminuendo.families.parts import attention_product, encoder_in, heads_axis, sharing_copy, sublayer
 from diminuendo.modules.ragged_wavlm import (
     FusedWavLMAttention,
     RaggedWavLMForCTC,
@@ -67,9 +65,7 @@ def plain(model: Model) -> Model:
 
 def fast(model: Model) -> Model:
     """The same function by our attention; the tensors are shared, the model itself is not touched."""
-    tensors = chain(model.parameters(), model.buffers())
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    return _with_our_attention(copied).train(model.training)
+    return _with_our_attention(sharing_copy(model)).train(model.training)
 
 
 WAVLM = Family(

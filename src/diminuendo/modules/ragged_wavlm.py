@@ -14,31 +14,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import WavLMConfig, WavLMForCTC, WavLMModel
 
+from .blocked_attention import blocked_attention
 from .ragged import Ragged, RaggedConfig, Shape, shrink_feed_forward, size
 from .ragged_wav2vec2 import drop_norms, residual, shrink_front_end, shrink_positional
 from .residual import Stream, stream_of
 
+IN_CACHE = 2**22
+"""Bytes of all weights of an attention up to which blocks do not pay, by benchmarks/attention.py."""
 
-def position_bias(table: nn.Embedding, max_distance: int, frames: int) -> Tensor:
-    """[heads, frames, frames]: the bias of every query (second dimension) towards every key.
 
-    It depends on the distance alone, so it is looked up for 2 * frames - 1 distances and laid out in rows.
-    """
+def distance_biases(table: nn.Embedding, max_distance: int, frames: int) -> Tensor:
+    """[heads, 2 * frames - 1]: the biases of key minus query, from frames - 1 down to 1 - frames."""
     half = table.num_embeddings // 2  # for either sign: half of them for single distances, half for ranges that widen
     exact = half // 2
-    distance = torch.arange(1 - frames, frames, device=table.weight.device)
+    distance = torch.arange(frames - 1, -frames, -1, device=table.weight.device)
     far = torch.log(distance.abs().float() / exact) / math.log(max_distance / exact) * (half - exact)
     ranged = (exact + far).long().clamp(max=half - 1)
     bucket = (distance > 0).long() * half + torch.where(distance.abs() < exact, distance.abs(), ranged)
-    return table(bucket).t().unfold(1, frames, 1).flip(1)  # type: ignore[no-any-return]
+    return table(bucket).t().contiguous()  # type: ignore[no-any-return]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    """Attention with a bias, [batch, heads, frames, width]; fused where that is faster.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, distances: Tensor, padding: Tensor | None, dropout: float
+) -> Tensor:
+    """Attention with gated biases, arguments as of `blocked_attention`; the result [batch, heads, frames, width].
 
-    On CPUs it is not where a gradient goes into the bias (PyTorch falls back to many small steps), nor in bf16.
+    PyTorch's fused one is slow on CPUs where a gradient goes into the bias (it falls back to many small steps) and in
+    bf16. There we work in blocks, unless the weights are few enough to stay in the cache, or dropped out.
     """
-    if query.is_cuda or not (bias.requires_grad or bias.dtype == torch.bfloat16):
+    frames = query.shape[2]
+    learned = torch.is_grad_enabled() and (gate.requires_grad or distances.requires_grad)
+    explicit = not query.is_cuda and (learned or query.dtype == torch.bfloat16)
+    traced = query.device.type != "cpu" or torch.compiler.is_compiling()
+    if explicit and not (dropout or traced) and query[..., 0].numel() * frames * query.itemsize > IN_CACHE:
+        return blocked_attention(query, key, value, gate, distances, padding)
+    bias = (gate.contiguous() * distances.unfold(1, frames, 1)).to(query.dtype)  # the gate's order is the result's
+    if padding is not None:
+        bias = bias.masked_fill(padding[:, None, None], -torch.inf)
+    if not explicit:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     scale = query.shape[-1] ** -0.5
     scores = torch.baddbmm(bias.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=scale)
@@ -47,7 +60,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: flo
 
 
 class WavLMAttentionLike(nn.Module):
-    """What the encoder expects of an attention beside its output: the bias, made by the first layer for all."""
+    """What the encoder expects of an attention beside its output: the biases, made by the first layer for all."""
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
@@ -55,8 +68,8 @@ class WavLMAttentionLike(nn.Module):
         if hasattr(stock, "rel_attn_embed"):
             self.rel_attn_embed = nn.Embedding(stock.num_buckets, stock.rel_attn_embed.embedding_dim)
 
-    def bias(self, given: Tensor | None, frames: int) -> Tensor:
-        return position_bias(self.rel_attn_embed, self.max_distance, frames) if given is None else given
+    def distances(self, given: Tensor | None, frames: int) -> Tensor:
+        return distance_biases(self.rel_attn_embed, self.max_distance, frames) if given is None else given
 
 
 class FusedWavLMAttention(WavLMAttentionLike):
@@ -84,7 +97,7 @@ class FusedWavLMAttention(WavLMAttentionLike):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Tensor | None = None, **_: Any
     ) -> tuple[Tensor, None, Tensor]:
         batch, frames, _width = hidden_states.shape
-        position_bias = self.bias(position_bias, frames)
+        position_bias = self.distances(position_bias, frames)
         heads = (batch, frames, -1, self.head_dim)
         parts = self.stream.spread(hidden_states).view(heads).index_select(2, self.kept_heads).transpose(1, 2)
         # The stock module adds up four projections for each of the two gates: one of the sums does.
@@ -92,13 +105,14 @@ class FusedWavLMAttention(WavLMAttentionLike):
         gates = torch.sigmoid(F.linear(parts, weight, self.gru_rel_pos_linear.bias.view(2, 4).sum(1)))
         gate = gates[..., :1] * (gates[..., 1:] * self.gru_rel_pos_const - 1.0) + 2.0
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        # With keys from last to first, query + key is the place of their distance: biases of all pairs are a view.
+        backwards = hidden_states.flip(1)
+        key = self.k_proj(backwards).view(heads).transpose(1, 2)
+        value = self.v_proj(backwards).view(heads).transpose(1, 2)
+        padding = None if attention_mask is None else attention_mask.ne(1).flip(1)
         everyone = len(self.kept_heads) == len(position_bias)
-        bias = (gate * (position_bias if everyone else position_bias.index_select(0, self.kept_heads))).to(query.dtype)
-        if attention_mask is not None:
-            bias = bias.masked_fill(attention_mask.ne(1)[:, None, None], -torch.inf)
-        mixed = attend(query, key, value, bias, self.dropout if self.training else 0.0)
+        distances = position_bias if everyone else position_bias.index_select(0, self.kept_heads)
+        mixed = attend(query, key, value, gate, distances, padding, self.dropout if self.training else 0.0)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None, position_bias
 
 
@@ -106,7 +120,7 @@ class RemovedWavLMAttention(WavLMAttentionLike):
     def forward(
         self, hidden_states: Tensor, position_bias: Tensor | None = None, **_: Any
     ) -> tuple[Tensor, None, Tensor]:
-        return torch.zeros_like(hidden_states), None, self.bias(position_bias, hidden_states.shape[1])
+        return torch.zeros_like(hidden_states), None, self.distances(position_bias, hidden_states.shape[1])
 
 
 class _Ragged(Ragged):
