@@ -33,6 +33,7 @@ from diminuendo.training.progress import duration_text
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, fingerprint
 from diminuendo.training.two_stages import TwoStages
+from diminuendo.training.unlearned import remove_in_rounds
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def compress(
         job.stages.teacher.to(accelerator.device)
         if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
             log.info("%s", _sentence(_measured(job, accelerator.device), config))
-        removed = job.stages.first(trainer)
+        removed = job.stages.first(trainer) if job.config.learned else remove_in_rounds(job.stages, trainer)
         job.stages.second(trainer, removed)
         latency = _latency(job, removed, trainer.carried["shape"]) if accelerator.is_main_process else {}
         result = _result(job, removed, trainer.carried, out) | latency

@@ -26,7 +26,6 @@ from diminuendo.training.objective import DistillationObjective, JointObjective
 from diminuendo.training.own_prediction import own_prediction
 from diminuendo.training.removing import Source, free_axes, gateable, remove_and_compare, removed_again
 from diminuendo.training.schedules import constant, warm_up_then_decay
-from diminuendo.training.unlearned import remove_in_rounds
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +88,10 @@ class TwoStages:
         ).to(device)
 
     def first(self, trainer: Loop) -> Model:
-        """The removed model; `carried` has what the second stage and the result have to know of the first."""
-        if not self.config.learned:
-            return remove_in_rounds(self, trainer)
+        """The removed model; `carried` has what the second stage and the result have to know of the first.
+
+        Where nothing is learned, `remove_in_rounds` is what comes first.
+        """
         if trainer.resumed_stage == "distil":
             shape, config = trainer.carried["shape"], self.config
             return removed_again(self.source, shape, config.fixed_kinds, factored=config.factored)

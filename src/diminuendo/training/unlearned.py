@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -18,16 +18,14 @@ from diminuendo.importance import Scores, at_random, magnitude, taylor, whole_la
 from diminuendo.pruning.budget import Budget, select, selected_cost
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.structure.axis import Axis
+from diminuendo.training.loop import Loop
 from diminuendo.training.removing import free_axes, remove_and_compare, removed_again
-
-if TYPE_CHECKING:
-    from diminuendo.training.loop import Loop
-    from diminuendo.training.two_stages import TwoStages
+from diminuendo.training.two_stages import TwoStages
 
 TAYLOR_BATCHES = 8
 
 
-def remove_in_rounds(stages: "TwoStages", trainer: "Loop") -> Model:
+def remove_in_rounds(stages: TwoStages, trainer: Loop) -> Model:
     """The removed model. Before every round but the first the one so far is distilled; kept fractions are geometric."""
     config = stages.config
     kept = config.budget.amount(stages.total) / stages.total
@@ -48,7 +46,7 @@ def remove_in_rounds(stages: "TwoStages", trainer: "Loop") -> Model:
     return model
 
 
-def _remove(stages: "TwoStages", trainer: "Loop", model: Model, kept: float) -> tuple[Model, dict[str, Any]]:
+def _remove(stages: TwoStages, trainer: Loop, model: Model, kept: float) -> tuple[Model, dict[str, Any]]:
     config = stages.config
     plain = stages.family.plain(model).cpu()
     axes = free_axes(plain, config.fixed_kinds)
@@ -71,7 +69,7 @@ def _remove(stages: "TwoStages", trainer: "Loop", model: Model, kept: float) -> 
     return removal.model, facts
 
 
-def _scores(stages: "TwoStages", plain: Model, axes: tuple[Axis, ...], device: torch.device) -> Scores:
+def _scores(stages: TwoStages, plain: Model, axes: tuple[Axis, ...], device: torch.device) -> Scores:
     config = stages.config
     if config.method == "random":
         return at_random(axes, config.seed)
@@ -84,7 +82,7 @@ def _scores(stages: "TwoStages", plain: Model, axes: tuple[Axis, ...], device: t
     return scores
 
 
-def _states(stages: "TwoStages", model: Model) -> Iterator[Callable[[], Sequence[Tensor]]]:
+def _states(stages: TwoStages, model: Model) -> Iterator[Callable[[], Sequence[Tensor]]]:
     """For some batches, what gives the distilled hidden states of valid frames."""
     settings = stages.config.batch_settings(crop_to_shortest=stages.config.crop_to_shortest)
     batches = TrainingBatches(stages.cuts, settings, Skipped(named=False))
@@ -95,7 +93,7 @@ def _states(stages: "TwoStages", model: Model) -> Iterator[Callable[[], Sequence
         batches.close()
 
 
-def _valid_states(stages: "TwoStages", model: Model, waveforms: Tensor, lengths: Tensor) -> list[Tensor]:
+def _valid_states(stages: TwoStages, model: Model, waveforms: Tensor, lengths: Tensor) -> list[Tensor]:
     family, lengths = family_of(model), lengths.to(model.device)
     states = family.hidden_states(model, model_inputs(stages.source.extractor, waveforms, lengths))
     valid = valid_frames(family.frame_lengths(model, lengths), states[0].shape[1])
