@@ -158,3 +158,12 @@ def test_a_transducer_is_timed_without_what_runs_for_labels() -> None:
 def test_latency_in_python_is_a_budget_like_any_other() -> None:
     assert api.keep_text({"latency": "40ms"}) == "latency=40ms"
     assert CompressConfig(keep="latency=40ms").budget.kept == 40.0
+
+
+@pytest.mark.usefixtures("_made_up")
+def test_a_damaged_table_is_said_in_one_line(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    compress(teacher_folder, audio_folder, tmp_path / "small", keep="latency=0.6")
+    (tmp_path / "small" / "result.json").unlink()
+    (tmp_path / "small" / "latency.json").write_text('{"total_ms": 3}')
+    with pytest.raises(UserError, match=r"latency\.json is no table of latencies; start again with --overwrite"):
+        compress(teacher_folder, audio_folder, tmp_path / "small", keep="latency=0.6", resume=True)

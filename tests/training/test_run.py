@@ -320,3 +320,15 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_the_checkpoint(
     compress(teacher_folder, audio_folder, tmp_path / "whole")
     compress(teacher_folder, audio_folder, tmp_path / "small", resume=True)
     assert weights(tmp_path / "small") == weights(tmp_path / "whole")
+
+
+def test_a_run_begun_before_there_was_a_setting_has_its_default(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    result = compress(teacher_folder, audio_folder, tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["config"]["width"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert compress(teacher_folder, audio_folder, tmp_path, resume=True) == result
+    with pytest.raises(UserError, match=r"its config\.width is False, this one's True"):
+        compress(teacher_folder, audio_folder, tmp_path, resume=True, width=True)

@@ -122,6 +122,11 @@ def test_a_model_whose_adapter_reads_the_width_refuses_in_one_line(
     assert not (tmp_path / "small").exists()
 
 
+def test_a_width_that_is_fixed_and_asked_for_is_refused() -> None:
+    with pytest.raises(UserError, match="--width: fixed has the width too"):
+        CompressConfig(width=True, fixed=("width",))
+
+
 @pytest.mark.parametrize("settings", [{"method": "layerdrop"}, {"objective": "masked_prediction"}])
 def test_what_leaves_the_stream_alone_refuses_a_width(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"--width: .* leaves the residual stream as it is"):

@@ -11,6 +11,7 @@ from diminuendo.families.inputs import waveform_example
 from diminuendo.families.ranks import factorise, with_ranks
 from diminuendo.modules.ragged import Ragged
 from diminuendo.structure.axis import Axis, Product
+from diminuendo.structure.shape import Shape
 
 Model = Any
 """A transformers `PreTrainedModel`: transformers is untyped from here."""
@@ -97,6 +98,12 @@ class Family:
 
     def is_recogniser(self, model: Model) -> bool:
         return self.architecture_of(model) not in (None, self.architectures[0])
+
+
+def shape_before(model: Model) -> Shape:
+    """The shape of a model that was compressed before; nothing for any other."""
+    shape: Shape = dict(getattr(model.config, "diminuendo", {}).get("shape", {}))
+    return shape
 
 
 def is_ragged(model: Model) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diminuendo.families.family import Model
+from diminuendo.families.family import Model, shape_before
 from diminuendo.modules.ragged import HEADS
 from diminuendo.modules.residual import Residual
 from diminuendo.structure.axis import Axis, Product, Slice
@@ -107,7 +107,7 @@ def width_axis(model: Model, encoder: Any, prefix: str, residual: Residual, *, g
         slices += (Slice(f"{name}.weight", 1) for name in HEADS if hasattr(model, name))
     positions = None
     if gathered:
-        kept = getattr(model.config, "diminuendo", {"shape": {}})["shape"].get("width")
+        kept = shape_before(model).get("width")
         positions = tuple(kept if isinstance(kept, list) else range(size))
     return Axis("width", "width", size, tuple(slices), tuple(gates), tuple(norms), minimum=1, positions=positions)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from diminuendo.errors import UserError
 from diminuendo.families.data2vec import DATA2VEC_AUDIO
-from diminuendo.families.family import Family, Model
+from diminuendo.families.family import Family, Model, shape_before
 from diminuendo.families.parakeet import NEMOTRON, PARAKEET
 from diminuendo.families.wav2vec2 import HUBERT, UNISPEECH_SAT, WAV2VEC2
 from diminuendo.families.wav2vec2_bert import WAV2VEC2_BERT
@@ -52,7 +52,7 @@ def encoder_config(model: Model) -> Any:
 
 def stream_width(model: Model) -> int:
     """The width of a model's hidden states."""
-    kept = getattr(model.config, "diminuendo", {"shape": {}})["shape"].get("width", encoder_config(model).hidden_size)
+    kept = shape_before(model).get("width", encoder_config(model).hidden_size)
     return kept if isinstance(kept, int) else len(kept)
 
 

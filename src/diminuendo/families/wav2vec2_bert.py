@@ -27,8 +27,7 @@ _WINDOW, _HOP, _STACKED = 400, 160, 2
 def axes(model: Model) -> tuple[Axis, ...]:
     """The axes of an encoder or of the recogniser around it, in the order of the signal."""
     base, prefix = encoder_in(model)
-    width = () if base.intermediate_ffn else width_axes(model)  # that is a sublayer behind the encoder
-    return (*layer_axes(base.encoder.layers, prefix, "depthwise_layer_norm"), *width)
+    return (*layer_axes(base.encoder.layers, prefix, "depthwise_layer_norm"), *width_axes(model))
 
 
 def products(model: Model, frames: int, seconds: float) -> tuple[Product, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ROWS = 256
 """Queries in a block."""
@@ -65,6 +66,7 @@ class _BlockedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, gate, distances, padding, output = ctx.saved_tensors
         d_output = gradients[0].contiguous()

@@ -31,7 +31,7 @@ from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
 from diminuendo.training.removing import Source, free_axes, gateable
-from diminuendo.training.run import Run, clips_of, fingerprint
+from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.two_stages import TwoStages
 from diminuendo.training.unlearned import remove_in_rounds
 
@@ -83,7 +83,7 @@ def compress(
         if name and Path(name).resolve() == out.resolve():
             raise UserError(f"--out {out} is {what}'s own directory; give another")
     job = _checked(source, cuts, config, teacher, recipe)
-    run = Run(out, job.identity)
+    run = Run(out, job.identity, defaults_of(config))
 
     def kept_table() -> LatencyTable | None:
         run.check(resume=resume, overwrite=overwrite)  # before a minute goes by
@@ -174,7 +174,8 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     cost = build_cost_model(plain, free)
     total = math.nan  # of latency, which is measured last
     if config.budget.kind != "latency":
-        total = cost.total("macs") if config.budget.kind == "macs" else float(count_parameters(source.model))
+        count = count_macs_per_second if config.budget.kind == "macs" else count_parameters
+        total = float(count(source.model))
         check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, cost, total)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written

@@ -89,6 +89,8 @@ class CompressConfig(TrainingConfig):
             raise UserError(f"objective {self.objective!r}: expected one of {', '.join(get_args(Objective))}")
         if unknown := set(self.fixed) - set(get_args(AxisKind)):
             raise UserError(f"fixed {min(unknown)!r}: expected some of {', '.join(get_args(AxisKind))}")
+        if self.width and "width" in self.fixed:
+            raise UserError("--width: fixed has the width too; leave one of the two out")
         if self.width and (self.method == "layerdrop" or self.objective == "masked_prediction"):
             other = f"--method {self.method}" if self.method == "layerdrop" else f"objective {self.objective}"
             raise UserError(f"--width: {other} leaves the residual stream as it is; leave one of the two out")

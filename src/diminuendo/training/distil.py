@@ -17,7 +17,7 @@ from diminuendo.training.kernels import choose_attention
 from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.objective import DistillationObjective
 from diminuendo.training.removing import Source
-from diminuendo.training.run import Run, clips_of, fingerprint
+from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.schedules import warm_up_then_decay
 
 
@@ -74,4 +74,4 @@ def distil(
         sizes = {"params": count_parameters(student), "steps": config.steps}
         return {**sizes, "skipped": skipped, "out": str(out)}, lambda: save(student.cpu(), source.extractor, out)
 
-    return carry_out(Run(out, identity), config, loop, train, resume=resume, overwrite=overwrite)
+    return carry_out(Run(out, identity, defaults_of(config)), config, loop, train, resume=resume, overwrite=overwrite)

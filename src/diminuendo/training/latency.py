@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diminuendo.families import Model, build, family_of
+from diminuendo.families.family import shape_before
 from diminuendo.families.measure import SECONDS
 from diminuendo.profiling.latency import REST, WHOLE, time_modules
 from diminuendo.pruning.budget import allowed_sizes
@@ -20,7 +21,7 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.structure.latency import LatencyTable, curve_through
 from diminuendo.structure.shape import Shape, shape_of
 from diminuendo.training.progress import tracked
-from diminuendo.training.removing import gateable, shape_before
+from diminuendo.training.removing import gateable
 
 log = logging.getLogger(__name__)
 

@@ -255,7 +255,8 @@ def carry_out(
             write()
         run.finish(result | trainer.spent)
     accelerator.wait_for_everyone()
-    return run.result or result
+    run.read_result()
+    return run.result or result  # where a disk is not shared, the other processes have not the whole of it
 
 
 def _clocks() -> dict[str, float]:

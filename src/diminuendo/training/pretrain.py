@@ -50,7 +50,7 @@ from diminuendo.training.own_prediction import FILE as LABELS
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.pretrain_config import PretrainConfig
 from diminuendo.training.progress import duration_text
-from diminuendo.training.run import Run, clips_of
+from diminuendo.training.run import Run, clips_of, defaults_of
 from diminuendo.training.schedules import warm_up_hold_decay
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def pretrain(
     depth = model_config.num_hidden_layers
     if config.target_layer is not None and not 1 <= config.target_layer <= depth:
         raise UserError(f"target_layer {config.target_layer}: expected a number from 1 to {depth}, the model's depth")
-    run = Run(out, _identity(name, model_config, cuts, config))
+    run = Run(out, _identity(name, model_config, cuts, config), defaults_of(config))
     look_at_one(cuts, config.batch_settings())  # audio that cannot be used is found here, before anything is written
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:

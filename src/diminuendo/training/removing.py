@@ -11,6 +11,7 @@ from torch import Tensor
 from diminuendo.data.batching import Batch
 from diminuendo.distillation.hidden import valid_frames
 from diminuendo.families import Model, build, family_of, model_inputs
+from diminuendo.families.family import shape_before
 from diminuendo.pruning.factorize import multiply_back
 from diminuendo.pruning.gating import Gates, plain_state
 from diminuendo.pruning.removal import remove
@@ -34,12 +35,6 @@ def free_axes(model: Model, fixed: Collection[str]) -> tuple[Axis, ...]:
     free = [axis for axis in family_of(model).encoder_axes(model) if axis.kind not in fixed]
     names = {axis.name for axis in free}
     return tuple(axis if axis.parent in names else replace(axis, parent=None) for axis in free)
-
-
-def shape_before(model: Model) -> Shape:
-    """The shape of a model that was compressed before; nothing for any other."""
-    shape: Shape = dict(getattr(model.config, "diminuendo", {}).get("shape", {}))
-    return shape
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,13 @@ def write_json(path: Path, value: Any) -> None:
 class Run:
     """One run in its directory. `identity` says what the run is: a checkpoint of another one is refused.
 
-    table: the latencies that it goes by, kept with it: nothing that a resumed run does may depend on the clock.
+    defaults: of settings; a run that was begun before there was a setting has its default. table: the latencies that it
+    goes by, kept with it: nothing that a resumed run does may depend on the clock.
     """
 
     directory: Path
     identity: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     table: LatencyTable | None = None
     result: dict[str, Any] | None = field(default=None, init=False)
 
@@ -95,6 +97,9 @@ class Run:
                     "--resume to continue the run in it, or --overwrite to replace it"
                 )
             self._check_identity()
+        there = next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())
+        if not os.access(there, os.W_OK):
+            raise UserError(f"--out {self.directory}: {there} cannot be written; give a directory that you may write")
 
     def open(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """Makes the directory ready.
@@ -125,17 +130,26 @@ class Run:
 
     def kept_table(self) -> LatencyTable | None:
         """The latencies that the run in the directory goes by, if they have been measured."""
-        return LatencyTable.from_json(_read_json(self.latency)) if self.latency.is_file() else None
+        if not self.latency.is_file():
+            return None
+        try:
+            return LatencyTable.from_json(_read_json(self.latency))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.latency} is no table of latencies; start again with --overwrite") from error
 
     def open_on(self, accelerator: Any, *, resume: bool = False, overwrite: bool = False) -> None:
         """`open`, by the first of several processes; with `resume`, `result` is set if the run is finished already."""
         if accelerator.is_main_process:
             self.open(resume=resume, overwrite=overwrite)
         accelerator.wait_for_everyone()
+        self.read_result()
+        if self.result is not None:
+            self.checkpoint.unlink(missing_ok=True)  # left by a kill after the result was written
+
+    def read_result(self) -> None:
         finished = self.directory / "result.json"
         if finished.is_file():
             self.result = _read_json(finished)
-            self.checkpoint.unlink(missing_ok=True)  # left by a kill after the result was written
 
     def _check_identity(self) -> None:
         path = self.directory / "run.json"
@@ -148,6 +162,7 @@ class Run:
             log.warning(
                 "--resume: the run was begun with %s, this is %s: it may go on otherwise", made_with, versions()
             )
+        found["config"] = json.loads(json.dumps(self.defaults)) | found.get("config", {})
         there, here = _flat(found), _flat(json.loads(json.dumps(self.identity)))
         for key in {**there, **here}:
             # One model may be named in two ways; its fingerprint counts.
@@ -182,6 +197,11 @@ class Run:
 def versions() -> dict[str, str]:
     """Of what a run's results depend on beside its identity."""
     return {name: version(name) for name in ("diminuendo", "torch", "transformers")}
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """The defaults of a configuration's settings, where they have one."""
+    return {setting.name: setting.default for setting in fields(config) if setting.default is not MISSING}
 
 
 def clips_of(cuts: CutSet) -> dict[str, Any]:
