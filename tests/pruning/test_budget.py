@@ -157,6 +157,12 @@ def random_scores(axes: tuple[Axis, ...], seed: int, spread: float) -> dict[str,
     return {axis.name: draw(axis.size) for axis in axes}
 
 
+def step_of(axis: Axis, round_to: int) -> int:
+    if not axis.is_width:
+        return 1
+    return 32 if axis.kind == "channels" and axis.size >= 128 and round_to > 1 else round_to
+
+
 def next_sizes(cost: CostModel, selection: Selection, round_to: int) -> list[torch.Tensor]:
     """The sizes after every smallest step that is left (into a removed sublayer: with it)."""
     axes, sizes = cost.axes, torch.tensor([float(selection[axis.name].sum()) for axis in cost.axes])
@@ -167,7 +173,8 @@ def next_sizes(cost: CostModel, selection: Selection, round_to: int) -> list[tor
         if sizes[i] == axis.size or axis.name in parents:
             continue
         larger = sizes.clone()
-        larger[i] = min(axis.size, (int(sizes[i]) // round_to + 1) * round_to if axis.is_width else int(sizes[i]) + 1)
+        step = step_of(axis, round_to)
+        larger[i] = min(axis.size, (int(sizes[i]) // step + 1) * step)
         if axis.parent is not None:
             larger[number[axis.parent]] = 1
         found.append(larger)
@@ -187,7 +194,7 @@ def check_selection(cost: CostModel, budget: Budget, total: float, scores: Any, 
             assert size == 0
             continue
         assert size >= axis.minimum
-        assert not axis.is_width or size % round_to == 0 or size == axis.size
+        assert size % step_of(axis, round_to) == 0 or size == axis.size
         if 0 < size < axis.size:
             assert score[members].min() >= score[~members].max()
     return selection

@@ -25,6 +25,7 @@ class CompressConfig(TrainingConfig):
     without learning, by chance, by the size of weights, by how far hidden states would move, or whole layers; the steps
     of both stages then follow in one. rounds: with those, in how many steps the budget is reached; before all but the
     last a share of `steps` is spent on distilling.
+    round_to: kept widths are multiples of it, and of 32 too for channels where there are 128 or more, unless it is 1.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
     a model that `pretrain` has made.
