@@ -83,3 +83,11 @@ def test_a_head_reads_what_was_distilled(
     torch.testing.assert_close(new.weight, 2 * old.weight, rtol=1e-3, atol=1e-3)
     expected = old.bias + 0.25 * old.weight.flatten(1).sum(1)
     torch.testing.assert_close(new.bias, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_budget_in_macs_is_of_the_model_as_it_is_counted(audio_folder: Path, tmp_path: Path) -> None:
+    """Wav2Vec2-BERT's attention becomes ours, which multiplies less, so the gated model is not what was given."""
+    teacher = tiny_model("wav2vec2-bert", "base")
+    save(teacher, extractor_of(teacher), tmp_path / "teacher")
+    result = compress(tmp_path / "teacher", audio_folder, tmp_path / "small", keep="macs=0.5")
+    assert 0.49 < result["macs_per_second"]["kept"] <= 0.5  # type: ignore[index]
