@@ -9,7 +9,7 @@ import torch
 
 from diminuendo.profiling.allocator import freed_memory_kept
 
-# In a process of its own: what earlier tests left in the heap would decide where tensors lie. 20 tensors first, as glibc
+# In a process of its own: what earlier tests left in the heap would decide where tensors lie. 20 tensors first: glibc
 # puts a leftover beside an aligned block aside seven times before it joins the two to be used again.
 PAGE_FAULTS = """
 import resource, torch
