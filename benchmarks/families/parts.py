@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from diminuendo.families import Model
-from diminuendo.profiling.count import example_inputs, run_once
+from diminuendo.families.transducer import run
+from diminuendo.profiling.count import example_inputs
 
 # By a module's path in an encoder, or in the encoder of a recogniser.
 _PARTS = {
@@ -56,7 +57,7 @@ def by_part(model: Model, inputs: Mapping[str, Tensor], now: Callable[[], float]
             hooks += [module.register_forward_pre_hook(before(part)), module.register_forward_hook(after(part))]
     started = now()
     try:
-        run_once(model, inputs)
+        run(model, inputs)
     finally:
         for added in hooks:
             added.remove()
@@ -91,7 +92,7 @@ def share_without_macs(model: Model, seconds: float) -> float:
     """The share of a pass's time in operations that multiply no matrices."""
     inputs = example_inputs(model, seconds)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run_once(model, inputs)
+        run(model, inputs)
     products = whole = 0.0
     for event in profiler.key_averages():
         whole += event.self_cpu_time_total

@@ -39,7 +39,7 @@ def source_of(model: str | Path | Model) -> Source:
         return Source(load(model), load_feature_extractor(model), str(model))
     family = family_of(model)
     if family.architecture_of(model) is None:
-        known = ", ".join(architecture.stock.__name__ for architecture in family.architectures)
+        known = ", ".join(architecture.classes[0].__name__ for architecture in family.architectures)
         raise UserError(f"the model is a {type(model).__name__}; expected one of {known}, or what was made of them")
     if other := {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}:
         raise UserError(

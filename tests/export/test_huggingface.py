@@ -104,7 +104,7 @@ def test_a_head_that_we_do_not_offer_fails_instead_of_falling_back(tmp_path: Pat
 def test_what_travels_is_a_verbatim_copy(tmp_path: Path) -> None:
     model = compressed("wavlm", "base")
     save(model, Wav2Vec2FeatureExtractor(), tmp_path)
-    sources = travelling_files(family_of(model))
+    sources = travelling_files(family_of(model).architecture_of(model))
     parts = {"blocked_attention.py", "low_rank.py", "ragged.py", "ragged_wav2vec2.py", "ragged_wavlm.py", "residual.py"}
     assert {source.name for source in sources} == parts
     for source in sources:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
 from diminuendo.families import Model, family_of
-from diminuendo.families.family import Family, is_ragged
+from diminuendo.families.family import Architecture, Family, is_ragged
 
 log = logging.getLogger(__name__)
 
@@ -28,30 +29,39 @@ TOKENIZER_FILES = (
 )
 
 
-def travelling_files(family: Family) -> tuple[Path, ...]:
-    """The source files that are copied into every directory of a compressed model of this family."""
-    first = inspect.getfile(family.architectures[0].ragged)
+def travelling_files(architecture: Architecture) -> tuple[Path, ...]:
+    """The source files that are copied into every directory of a compressed model of this architecture."""
+    first = inspect.getfile(architecture.ragged)
     return tuple(sorted({Path(first), *map(Path, get_relative_import_files(first))}))
 
 
-def _auto_map(family: Family, model_type: str) -> dict[str, str]:
-    """Of every transformers class that opens a model of this type: what it is to build."""
+def _auto_map(family: Family, model_type: str, files: Collection[str]) -> dict[str, str]:
+    """Of every transformers class that opens a model of this type by one of these files: what it is to build."""
     found = {}
     for architecture in family.architectures:
-        if architecture.ragged.config_class.model_type == model_type:
-            module = Path(inspect.getfile(architecture.ragged)).stem
-            found["AutoConfig"] = f"{module}.{architecture.ragged.config_class.__name__}"
+        file = Path(inspect.getfile(architecture.ragged))
+        if architecture.ragged.config_class.model_type == model_type and file.name in files:
+            module = file.stem
+            config = architecture.ragged.config_class
+            found["AutoConfig"] = f"{Path(inspect.getfile(config)).stem}.{config.__name__}"
             found[architecture.auto_class] = f"{module}.{architecture.ragged.__name__}"
             found.setdefault("AutoModel", f"{module}.{architecture.ragged.__name__}")
     return found
 
 
 def save(
-    model: Model, extractor: Any, directory: Path, *, card: str | None = None, tokenizer_of: str | None = None
+    model: Model,
+    extractor: Any,
+    directory: Path,
+    *,
+    card: str | None = None,
+    tokenizer: Any = None,
+    tokenizer_of: str | None = None,
 ) -> None:
     """Writes config.json, model.safetensors, the feature extractor, for a compressed model its code, and README.md.
 
-    card: the text of the model card. tokenizer_of: a directory or hub id whose tokenizer files are taken along.
+    card: the text of the model card. tokenizer: of a recogniser; or tokenizer_of, a directory or hub id whose tokenizer
+    files are taken along.
     Everything is written beside and renamed; config.json comes last, so a directory that has one is complete.
     """
     family = family_of(model)
@@ -60,12 +70,17 @@ def save(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     if is_ragged(model):
-        model.config.auto_map = _auto_map(family, model.config.model_type)
-        for source in travelling_files(family):
+        architecture = family.architecture_of(model)
+        assert architecture is not None
+        sources = travelling_files(architecture)
+        model.config.auto_map = _auto_map(family, model.config.model_type, [source.name for source in sources])
+        for source in sources:
             shutil.copyfile(source, staging / source.name)
     model.save_pretrained(staging)
     extractor.save_pretrained(staging)
-    if tokenizer_of is not None and family.is_recogniser(model):
+    if tokenizer is not None:
+        tokenizer.save_pretrained(staging)
+    elif tokenizer_of is not None and family.is_recogniser(model):
         _copy_tokenizer(tokenizer_of, staging)
     if card is not None:
         (staging / "README.md").write_text(card)

@@ -1,5 +1,6 @@
 """A model of some shape, from its tensors."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,13 @@ from diminuendo.families.registry import family_of
 from diminuendo.structure.shape import Shape
 
 FORMAT = 1
+OF_ONE_CLASS = ("model_type", "architectures", "auto_map", "transformers_version", "diminuendo")
+"""What a configuration says of the very class that it belongs to."""
 
 
 def ragged_config(config_class: Any, config: Any, shape: Shape) -> Any:
     """The original configuration under a model type of its own, with the shape."""
-    values = config.to_dict()
-    for key in ("model_type", "architectures", "auto_map", "transformers_version", "diminuendo"):
-        values.pop(key, None)
+    values = {key: value for key, value in config.to_dict().items() if key not in OF_ONE_CLASS}
     return config_class(**values, diminuendo={"format": FORMAT, "shape": shape})
 
 
@@ -38,4 +39,6 @@ def build(like: Model, shape: Shape, state: Mapping[str, Tensor]) -> Model:
             setattr(model.get_submodule(path), leaf, like.get_buffer(name).to(device, copy=True))
     for name, parameter in model.named_parameters():
         assert not parameter.is_meta, name
+    if getattr(like, "generation_config", None) is not None:
+        model.generation_config = copy.deepcopy(like.generation_config)
     return model.eval()

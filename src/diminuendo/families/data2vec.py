@@ -18,6 +18,7 @@ from diminuendo.families import wav2vec2
 from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.parts import along, encoder_in
 from diminuendo.modules.ragged_data2vec import RaggedData2VecAudioForCTC, RaggedData2VecAudioModel
+from diminuendo.modules.ragged_rnnt import RaggedData2VecAudioForRNNT
 from diminuendo.structure.axis import Axis, Product, Slice
 
 
@@ -62,6 +63,7 @@ DATA2VEC_AUDIO = Family(
     architectures=(
         Architecture("AutoModel", Data2VecAudioModel, RaggedData2VecAudioModel),
         Architecture("AutoModelForCTC", Data2VecAudioForCTC, RaggedData2VecAudioForCTC),
+        Architecture("AutoModelForRNNT", None, RaggedData2VecAudioForRNNT),
     ),
     plain=plain,
     declared=axes,

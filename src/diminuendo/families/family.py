@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diminuendo.families.inputs import waveform_example
 from diminuendo.families.ranks import factorise, with_ranks
-from diminuendo.modules.ragged import Ragged
+from diminuendo.families.transducer import transducer_axes
+from diminuendo.modules.ragged import HEADS, Ragged
 from diminuendo.structure.axis import Axis, Product
 from diminuendo.structure.shape import Shape
 
@@ -17,12 +18,16 @@ Model = Any
 """A transformers `PreTrainedModel`: transformers is untyped from here."""
 
 
+Task = Literal["ctc", "rnnt", "tdt"]
+TASKS: dict[str, Task] = {"AutoModelForCTC": "ctc", "AutoModelForRNNT": "rnnt", "AutoModelForTDT": "tdt"}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One class of a family's models, an encoder or a recogniser around it.
 
     auto_class: the transformers class that opens it, like "AutoModelForCTC".
-    stock: transformers' own class; ragged: the same with a size for every layer (modules/).
+    stock: transformers' own class, None where it has none; ragged: the same with a size for every layer (modules/).
     """
 
     auto_class: str
@@ -30,9 +35,13 @@ class Architecture:
     ragged: Any
 
     @property
-    def model_types(self) -> tuple[str, str]:
-        """The model types of config.json, stock and ragged."""
-        return self.stock.config_class.model_type, self.ragged.config_class.model_type
+    def classes(self) -> tuple[Any, ...]:
+        return (self.ragged,) if self.stock is None else (self.stock, self.ragged)
+
+    @property
+    def task(self) -> Task | None:
+        """What it recognises by; None for an encoder."""
+        return TASKS.get(self.auto_class)
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,10 @@ class Family:
     hidden_states: the feature projection's output, then the output of every layer; each [batch, frames, dim].
     frame_lengths: the number of frames that a number of samples gives.
     example: the input that a clip of so many samples of noise gives.
-    run: runs a model on its input; of a transducer, all that runs once for every frame.
-    rates: of weights that `run` does not meet, how often a second they are multiplied with something, given the
-        number of frames a second.
-    head: of a recogniser what reads the encoder's output, a linear layer or a convolution of one frame.
     encoder: the encoder inside a recogniser; an encoder itself.
     dense_only: names of linear layers that are used by other ways than being called, so that they cannot be factored.
     fast: the same function computed in the fastest way that we know, for a teacher; it shares the model's tensors.
+    streams: whether its encoders hear no more of the future than `num_lookahead_tokens` frames, and go on from caches.
     """
 
     architectures: tuple[Architecture, ...]
@@ -62,11 +68,9 @@ class Family:
     hidden_states: Callable[[Model, Mapping[str, Tensor]], tuple[Float[Tensor, "batch frames dim"], ...]]
     frame_lengths: Callable[[Model, Int[Tensor, " batch"]], Int[Tensor, " batch"]]
     example: Callable[[Model, int], dict[str, Tensor]] = waveform_example
-    run: Callable[[Model, Mapping[str, Tensor]], Any] = lambda model, inputs: model(**inputs)
-    rates: Callable[[Model, float], dict[str, float]] = lambda model, frames: {}
     dense_only: tuple[str, ...] = ()
     fast: Callable[[Model], Model] = lambda model: model
-    head: Callable[[Model], Any] = lambda model: model.lm_head
+    streams: bool = False
     encoder: Callable[[Model], Model] = lambda model: getattr(model, model.base_model_prefix, model)
 
     @property
@@ -79,8 +83,8 @@ class Family:
         return bool(self.encoder_class.main_input_name == "input_values")
 
     def axes(self, model: Model) -> tuple[Axis, ...]:
-        """The axes of a model, with the ranks of what is factored."""
-        return with_ranks(model, self.declared(model))
+        """The axes of a model, with the ranks of what is factored, and the widths of a transducer's head."""
+        return with_ranks(model, (*self.declared(model), *transducer_axes(model)))
 
     def encoder_axes(self, model: Model) -> tuple[Axis, ...]:
         """Those that hidden states depend on: not a transducer's predictor and joint network."""
@@ -93,11 +97,20 @@ class Family:
 
     def architecture_of(self, model: Model) -> Architecture | None:
         """The architecture whose class, stock or ragged, the model is of; of several the last, which is the nearest."""
-        fitting = [known for known in self.architectures if isinstance(model, (known.stock, known.ragged))]
+        fitting = [known for known in self.architectures if isinstance(model, known.classes)]
         return fitting[-1] if fitting else None
 
+    def task_of(self, model: Model) -> Task | None:
+        """What a recogniser recognises by; None for an encoder."""
+        architecture = self.architecture_of(model)
+        return None if architecture is None else architecture.task
+
     def is_recogniser(self, model: Model) -> bool:
-        return self.architecture_of(model) not in (None, self.architectures[0])
+        return self.task_of(model) is not None
+
+    def head(self, model: Model) -> Any:
+        """Of a recogniser what reads the encoder's output, a linear layer or a convolution of one frame."""
+        return next(getattr(model, name) for name in HEADS if hasattr(model, name))
 
 
 def shape_before(model: Model) -> Shape:

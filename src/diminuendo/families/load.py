@@ -115,7 +115,7 @@ def load(source: str | os.PathLike[str]) -> Model:
 def _class_of(family: Family, values: Mapping[str, Any]) -> Any:
     """The class that config.json names; the first of its model type where that is none of ours."""
     named = (values.get("architectures") or [""])[0]
-    classes = [cls for known in family.architectures for cls in (known.stock, known.ragged)]
+    classes = [cls for known in family.architectures for cls in known.classes]
     fitting = [cls for cls in classes if cls.config_class.model_type == values["model_type"]]
     return next((cls for cls in fitting if cls.__name__ == named), fitting[0])
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from diminuendo.families.family import Family, Model
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of
+from diminuendo.families.transducer import rates, run
 from diminuendo.structure.axis import Axis
 from diminuendo.structure.cost import CostModel, cost_model
 from diminuendo.structure.latency import LatencyTable
@@ -21,19 +22,19 @@ SECONDS = 10.0
 
 
 class _Runner(nn.Module):
-    def __init__(self, model: Model, family: Family) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.model, self.family = model, family
+        self.model = model
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Any:
-        return self.family.run(self.model, inputs)
+        return run(self.model, inputs)
 
 
 def build_cost_model(model: Model, axes: Sequence[Axis] | None = None, table: LatencyTable | None = None) -> CostModel:
     """Expected and exact cost of `model` (as its family's `plain` gives it) by the sizes of `axes` (None: all).
 
-    MACs are those of a clip of 10 s, per second, as torch's flop counter counts them. Latency is that of what the
-    family's `run` runs.
+    MACs are those of a clip of 10 s, per second, as torch's flop counter counts them. Latency is that of what runs once
+    for every frame.
 
     table: of latencies, if their cost is asked for.
     """
@@ -61,13 +62,13 @@ def build_cost_model(model: Model, axes: Sequence[Axis] | None = None, table: La
     inputs = {name: value.to("meta") for name, value in family.example(model, samples).items()}
     try:
         with torch.inference_mode():
-            functional_call(_Runner(model, family), tensors, (inputs,))
+            functional_call(_Runner(model), tensors, (inputs,))
     finally:
         for hook in hooks:
             hook.remove()
     frames = int(family.frame_lengths(model, torch.tensor([samples]))[0])
     modules = _timed_modules(model, family, list(positions))
-    positions |= family.rates(model, frames / SECONDS)
+    positions |= rates(model, frames / SECONDS)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     axes = family.axes(model) if axes is None else axes
     cost = cost_model(axes, shapes, positions, family.products(model, frames, SECONDS), modules)

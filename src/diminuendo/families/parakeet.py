@@ -1,8 +1,7 @@
 """Parakeet and streaming Nemotron: convolutions over time and frequency, conformer layers, and CTC, RNN-T or TDT.
 
 Both are one code: the streaming one norms its convolution modules over channels where the other has a batch norm, and
-names its subsampling differently. An RNN-T's predictor and joint network have widths of their own. A hidden unit of the
-predictor is one member in all of its LSTM layers, so that they stay one module.
+names its subsampling differently.
 """
 
 import copy
@@ -38,7 +37,6 @@ from diminuendo.modules import ragged_nemotron, ragged_parakeet
 from diminuendo.modules.ragged_parakeet import NORMS, count_own_heads, residual
 from diminuendo.structure.axis import Axis, Product, Slice
 
-LABELS_PER_SECOND = 4.0  # of subwords in read English
 HOP = 160  # samples from one frame of features to the next, in the extractors of both
 
 
@@ -85,28 +83,6 @@ def _attention_axes(attention: Any, name: str, prefix: str, norm: tuple[Slice, .
         yield heads_axis(attention, name, prefix, inputs, "o_proj", attention.head_dim, biases)
 
 
-def _transducer_axes(model: Any) -> Iterator[Axis]:
-    lstm, embedding = model.decoder.lstm, Slice("decoder.embedding.weight", 1)
-    first = Slice("decoder.lstm.weight_ih_l0", 1)
-    yield Axis("decoder.embedding.channels", "channels", lstm.input_size, (embedding, first), (first,), minimum=1)
-    width, layers = lstm.hidden_size, range(lstm.num_layers)
-    four = tuple(width * i for i in range(4))  # the gates of an LSTM
-    names = [f"decoder.lstm.{part}_l{i}" for i in layers for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    readers = [
-        *(Slice(f"decoder.lstm.weight_hh_l{i}", 1) for i in layers),
-        *(Slice(f"decoder.lstm.weight_ih_l{i}", 1) for i in layers if i > 0),
-        Slice("decoder.decoder_projector.weight", 1),
-    ]
-    rows = [Slice(name, 0, offsets=four) for name in names]
-    yield Axis("decoder.lstm.channels", "channels", width, (*rows, *readers), tuple(readers), minimum=1)
-    head = Slice("joint.head.weight", 1)
-    projections = (
-        *along(model.encoder_projector, "encoder_projector"),
-        *along(model.decoder.decoder_projector, "decoder.decoder_projector"),
-    )
-    yield Axis("joint.channels", "channels", model.joint.head.in_features, (*projections, head), (head,), minimum=1)
-
-
 def axes(model: Model) -> tuple[Axis, ...]:
     """The axes of an encoder or of the recogniser around it, in the order of the signal."""
     encoder = encoder_of(model)
@@ -123,8 +99,6 @@ def axes(model: Model) -> tuple[Axis, ...]:
             else:
                 found += feed_forward_axes(module, name, prefix, "linear1", "linear2", before)
     found.append(width_axis(model, encoder, prefix, residual(encoder.config), gathered=False))
-    if hasattr(model, "joint"):
-        found += _transducer_axes(model)
     return tuple(found)
 
 
@@ -159,26 +133,7 @@ def example(model: Model, samples: int) -> dict[str, Tensor]:
     return {"input_features": noise(model, 1, samples // HOP, encoder_of(model).config.num_mel_bins)}
 
 
-def run(model: Model, inputs: Mapping[str, Tensor]) -> Any:
-    return model.get_audio_features(**inputs) if hasattr(model, "joint") else model(**inputs)
-
-
-def rates(model: Model, frames: float) -> dict[str, float]:
-    """The predictor runs for every label; the joint network, decoding greedily, for every label and every frame.
-
-    TDT jumps over frames, so of it this is the most that it can be.
-    """
-    if not hasattr(model, "joint"):
-        return {}
-    recurrent = [name for name, _ in model.decoder.lstm.named_parameters() if name.startswith("weight")]
-    return {
-        **{f"decoder.lstm.{name}": LABELS_PER_SECOND for name in recurrent},
-        "decoder.decoder_projector.weight": LABELS_PER_SECOND,
-        "joint.head.weight": LABELS_PER_SECOND + frames,
-    }
-
-
-def _family(*architectures: Architecture) -> Family:
+def _family(*architectures: Architecture, streams: bool = False) -> Family:
     return Family(
         architectures=architectures,
         plain=plain,
@@ -187,10 +142,8 @@ def _family(*architectures: Architecture) -> Family:
         hidden_states=hidden_states,
         frame_lengths=frame_lengths,
         example=example,
-        run=run,
-        rates=rates,
-        head=lambda model: model.encoder_projector if hasattr(model, "joint") else model.ctc_head,
         encoder=encoder_of,
+        streams=streams,
     )
 
 
@@ -202,5 +155,7 @@ PARAKEET = _family(
 )
 NEMOTRON = _family(
     Architecture("AutoModel", NemotronAsrStreamingEncoder, ragged_nemotron.RaggedNemotronEncoder),
+    Architecture("AutoModelForCTC", None, ragged_nemotron.RaggedNemotronForCTC),
     Architecture("AutoModelForRNNT", NemotronAsrStreamingForRNNT, ragged_nemotron.RaggedNemotronForRNNT),
+    streams=True,
 )

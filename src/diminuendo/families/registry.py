@@ -11,29 +11,33 @@ from diminuendo.families.wav2vec2_bert import WAV2VEC2_BERT
 from diminuendo.families.wav2vec2_conformer import WAV2VEC2_CONFORMER
 from diminuendo.families.wavlm import WAVLM
 
+_ALL = (
+    HUBERT,
+    WAV2VEC2,
+    UNISPEECH_SAT,
+    WAVLM,
+    DATA2VEC_AUDIO,
+    WAV2VEC2_CONFORMER,
+    WAV2VEC2_BERT,
+    PARAKEET,
+    NEMOTRON,
+)
 FAMILIES: dict[str, Family] = {
-    architecture.model_types[0]: family
-    for family in (
-        HUBERT,
-        WAV2VEC2,
-        UNISPEECH_SAT,
-        WAVLM,
-        DATA2VEC_AUDIO,
-        WAV2VEC2_CONFORMER,
-        WAV2VEC2_BERT,
-        PARAKEET,
-        NEMOTRON,
-    )
+    architecture.stock.config_class.model_type: family
+    for family in _ALL
     for architecture in family.architectures
+    if architecture.stock is not None
 }
-_RAGGED = {architecture.model_types[1]: family for family in FAMILIES.values() for architecture in family.architectures}
+_RAGGED = {
+    architecture.ragged.config_class.model_type: family for family in _ALL for architecture in family.architectures
+}
 
 
 def family_of_type(model_type: str) -> Family:
     """The family of a model type as config.json names it, compressed or not. UserError for any other."""
     family = FAMILIES.get(model_type) or _RAGGED.get(model_type)
     if family is None:
-        encoders = [known.architectures[0].model_types[0] for known in FAMILIES.values()]
+        encoders = [known.encoder_class.config_class.model_type for known in FAMILIES.values()]
         raise UserError(
             f"model type {model_type!r} is not supported; supported are {', '.join(dict.fromkeys(encoders))} "
             "(encoders and their recognisers) and what diminuendo made of them"

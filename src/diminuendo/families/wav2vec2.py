@@ -37,6 +37,7 @@ from diminuendo.families.parts import (
     whole,
     width_axis,
 )
+from diminuendo.modules import ragged_rnnt
 from diminuendo.modules import ragged_wav2vec2 as ragged
 from diminuendo.modules.residual import Residual
 from diminuendo.structure.axis import Axis, Product, Slice
@@ -181,6 +182,7 @@ def _family(name: str, encoder: Any, ctc: Any) -> Family:
         architectures=(
             Architecture("AutoModel", encoder, getattr(ragged, f"Ragged{name}Model")),
             Architecture("AutoModelForCTC", ctc, getattr(ragged, f"Ragged{name}ForCTC")),
+            Architecture("AutoModelForRNNT", None, getattr(ragged_rnnt, f"Ragged{name}ForRNNT")),
         ),
         plain=plain,
         declared=axes,

@@ -16,6 +16,7 @@ from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.inputs import noise
 from diminuendo.families.parts import encoder_in, sharing_copy
 from diminuendo.families.wav2vec2_conformer import attention_products, layer_axes, width_axes
+from diminuendo.modules.ragged_rnnt import RaggedWav2Vec2BertForRNNT
 from diminuendo.modules.ragged_wav2vec2_bert import RaggedWav2Vec2BertForCTC, RaggedWav2Vec2BertModel, attend_near
 from diminuendo.modules.ragged_wav2vec2_conformer import positions
 from diminuendo.structure.axis import Axis, Product
@@ -64,6 +65,7 @@ WAV2VEC2_BERT = Family(
     architectures=(
         Architecture("AutoModel", Wav2Vec2BertModel, RaggedWav2Vec2BertModel),
         Architecture("AutoModelForCTC", Wav2Vec2BertForCTC, RaggedWav2Vec2BertForCTC),
+        Architecture("AutoModelForRNNT", None, RaggedWav2Vec2BertForRNNT),
     ),
     plain=plain,
     declared=axes,

@@ -14,6 +14,7 @@ from diminuendo.families import wav2vec2
 from diminuendo.families.conformer import convolution_axes
 from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.parts import attention_product, encoder_in, feed_forward_axes, heads_axis, sublayer, whole
+from diminuendo.modules.ragged_rnnt import RaggedWav2Vec2ConformerForRNNT
 from diminuendo.modules.ragged_wav2vec2_conformer import (
     NORMS,
     RaggedWav2Vec2ConformerForCTC,
@@ -94,6 +95,7 @@ WAV2VEC2_CONFORMER = Family(
     architectures=(
         Architecture("AutoModel", Wav2Vec2ConformerModel, RaggedWav2Vec2ConformerModel),
         Architecture("AutoModelForCTC", Wav2Vec2ConformerForCTC, RaggedWav2Vec2ConformerForCTC),
+        Architecture("AutoModelForRNNT", None, RaggedWav2Vec2ConformerForRNNT),
     ),
     plain=plain,
     declared=axes,

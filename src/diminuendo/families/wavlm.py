@@ -13,6 +13,7 @@ from transformers import WavLMForCTC, WavLMModel
 from diminuendo.families import wav2vec2
 from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.parts import attention_product, encoder_in, heads_axis, sharing_copy, sublayer
+from diminuendo.modules.ragged_rnnt import RaggedWavLMForRNNT
 from diminuendo.modules.ragged_wavlm import (
     FusedWavLMAttention,
     RaggedWavLMForCTC,
@@ -72,6 +73,7 @@ WAVLM = Family(
     architectures=(
         Architecture("AutoModel", WavLMModel, RaggedWavLMModel),
         Architecture("AutoModelForCTC", WavLMForCTC, RaggedWavLMForCTC),
+        Architecture("AutoModelForRNNT", None, RaggedWavLMForRNNT),
     ),
     plain=plain,
     declared=axes,

@@ -32,7 +32,7 @@ class KeptGroupsPositionalStack(KeptGroups):
         return read
 
 
-class _Ragged(Ragged):
+class RaggedData2VecAudioLayers(Ragged):
     residual = staticmethod(residual)
 
     def shrink(self, shape: Shape) -> None:
@@ -51,9 +51,9 @@ class RaggedData2VecAudioConfig(RaggedConfig, Data2VecAudioConfig):
     sentinel = "conv_dim"
 
 
-class RaggedData2VecAudioModel(_Ragged, Data2VecAudioModel):
+class RaggedData2VecAudioModel(RaggedData2VecAudioLayers, Data2VecAudioModel):
     config_class = RaggedData2VecAudioConfig
 
 
-class RaggedData2VecAudioForCTC(_Ragged, Data2VecAudioForCTC):
+class RaggedData2VecAudioForCTC(RaggedData2VecAudioLayers, Data2VecAudioForCTC):
     config_class = RaggedData2VecAudioConfig

@@ -4,18 +4,23 @@ Its caches take their sizes from the layers: keys and values from what attention
 their channels. Attentions are numbered anew, since a cache counts its frames by the first one.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import (
     NemotronAsrStreamingConfig,
     NemotronAsrStreamingEncoder,
     NemotronAsrStreamingEncoderConfig,
     NemotronAsrStreamingForRNNT,
+    ParakeetCTCConfig,
+    ParakeetForCTC,
 )
-from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming import NemotronAsrStreamingRNNTDecoder
+from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming import (
+    NemotronAsrStreamingPreTrainedModel,
+)
 
 from .ragged import Ragged, RaggedConfig, Shape, resize
-from .ragged_parakeet import FirstStepDecoder, residual, shrink_encoder, shrink_transducer
+from .ragged_parakeet import residual, shrink_encoder
+from .transducer import RaggedTransducer
 
 
 def _shrink_subsampling(subsampling: Any, shape: Shape) -> None:
@@ -36,7 +41,7 @@ def number_attentions(encoder: Any) -> None:
         attention.layer_idx = i
 
 
-class _Ragged(Ragged):
+class RaggedNemotronLayers(Ragged):
     residual = staticmethod(residual)
 
     def shrink(self, shape: Shape) -> None:
@@ -50,15 +55,11 @@ class _Ragged(Ragged):
         return getattr(self, "encoder", self)
 
 
-class _Decoder(FirstStepDecoder, NemotronAsrStreamingRNNTDecoder):
-    pass
-
-
 class RaggedNemotronEncoderConfig(RaggedConfig, NemotronAsrStreamingEncoderConfig):
     model_type = "diminuendo_nemotron_asr_streaming_encoder"
 
 
-class RaggedNemotronEncoder(_Ragged, NemotronAsrStreamingEncoder):
+class RaggedNemotronEncoder(RaggedNemotronLayers, NemotronAsrStreamingEncoder):
     config_class = RaggedNemotronEncoderConfig
     config: RaggedNemotronEncoderConfig
 
@@ -68,11 +69,21 @@ class RaggedNemotronConfig(RaggedConfig, NemotronAsrStreamingConfig):
     sentinel = "vocab_size"
 
 
-class RaggedNemotronForRNNT(_Ragged, NemotronAsrStreamingForRNNT):
+class RaggedNemotronForRNNT(RaggedTransducer, RaggedNemotronLayers, NemotronAsrStreamingForRNNT):
     config_class = RaggedNemotronConfig
     config: RaggedNemotronConfig
 
-    def shrink(self, shape: Shape) -> None:
-        super().shrink(shape)
-        self.decoder: Any = _Decoder(self.config)
-        shrink_transducer(self, shape)
+
+class NemotronForCTC(NemotronAsrStreamingPreTrainedModel, ParakeetForCTC):
+    """A streaming encoder with the head of Parakeet's CTC recogniser; transformers has none."""
+
+
+class RaggedNemotronCTCConfig(RaggedConfig, ParakeetCTCConfig):
+    model_type = "diminuendo_nemotron_asr_streaming_ctc"
+    sub_configs_defaults: ClassVar = {"encoder_config": NemotronAsrStreamingEncoderConfig}
+    sentinel = "vocab_size"
+
+
+class RaggedNemotronForCTC(RaggedNemotronLayers, NemotronForCTC):
+    config_class = RaggedNemotronCTCConfig
+    config: RaggedNemotronCTCConfig

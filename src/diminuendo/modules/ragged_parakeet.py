@@ -6,7 +6,7 @@ With `output_attentions` there are maps of those layers alone that have attentio
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     ParakeetCTCConfig,
     ParakeetEncoder,
@@ -17,7 +17,6 @@ from transformers import (
     ParakeetRNNTConfig,
     ParakeetTDTConfig,
 )
-from transformers.models.parakeet.modeling_parakeet import ParakeetRNNTDecoder
 
 from .ragged import (
     EmptyAttention,
@@ -30,6 +29,7 @@ from .ragged import (
 )
 from .ragged_conformer import drop_norms_before, shrink_convolution
 from .residual import Residual
+from .transducer import RaggedTransducer
 
 
 def residual(config: Any) -> Residual:
@@ -113,37 +113,7 @@ def _shrink_subsampling(subsampling: Any, shape: Shape) -> None:
     resize(subsampling.linear, reads=read * bands)
 
 
-class FirstStepDecoder(nn.Module):
-    """Mixin: the predictor's first step makes its cache of the sizes that there are, not of the configuration's."""
-
-    def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
-        if cache is None or cache.is_initialized:
-            return super().forward(input_ids, cache)  # type: ignore[no-any-return]
-        output, (hidden, cell) = self.lstm(self.embedding(input_ids))  # type: ignore[operator]
-        cache.cache = self.decoder_projector(output)  # type: ignore[operator]
-        cache.hidden_state, cache.cell_state, cache.is_initialized = hidden, cell, True
-        return cache.cache  # type: ignore[no-any-return]
-
-
-class _Decoder(FirstStepDecoder, ParakeetRNNTDecoder):
-    pass
-
-
-def shrink_transducer(model: Any, shape: Shape) -> None:
-    """The widths of the predictor and of the joint network."""
-    old = model.decoder.lstm
-    embedding, width, joint = (shape[name] for name in TRANSDUCER_AXES)
-    model.decoder.embedding = nn.Embedding(model.decoder.embedding.num_embeddings, embedding)
-    model.decoder.lstm = nn.LSTM(embedding, width, num_layers=old.num_layers, batch_first=True)
-    resize(model.decoder.decoder_projector, reads=width, writes=joint)
-    resize(model.encoder_projector, writes=joint)
-    resize(model.joint.head, reads=joint)
-
-
-TRANSDUCER_AXES = ("decoder.embedding.channels", "decoder.lstm.channels", "joint.channels")
-
-
-class _Ragged(Ragged):
+class RaggedParakeetLayers(Ragged):
     residual = staticmethod(residual)
 
     def shrink(self, shape: Shape) -> None:
@@ -155,18 +125,11 @@ class _Ragged(Ragged):
         return getattr(self, "encoder", self)
 
 
-class _RaggedTransducer(_Ragged):
-    def shrink(self, shape: Shape) -> None:
-        super().shrink(shape)
-        self.decoder: Any = _Decoder(self.config)  # type: ignore[attr-defined]
-        shrink_transducer(self, shape)
-
-
 class RaggedParakeetEncoderConfig(RaggedConfig, ParakeetEncoderConfig):
     model_type = "diminuendo_parakeet_encoder"
 
 
-class RaggedParakeetEncoder(_Ragged, ParakeetEncoder):
+class RaggedParakeetEncoder(RaggedParakeetLayers, ParakeetEncoder):
     config_class = RaggedParakeetEncoderConfig
     config: RaggedParakeetEncoderConfig
 
@@ -176,7 +139,7 @@ class RaggedParakeetCTCConfig(RaggedConfig, ParakeetCTCConfig):
     sentinel = "vocab_size"
 
 
-class RaggedParakeetForCTC(_Ragged, ParakeetForCTC):
+class RaggedParakeetForCTC(RaggedParakeetLayers, ParakeetForCTC):
     config_class = RaggedParakeetCTCConfig
     config: RaggedParakeetCTCConfig
 
@@ -186,7 +149,7 @@ class RaggedParakeetRNNTConfig(RaggedConfig, ParakeetRNNTConfig):
     sentinel = "vocab_size"
 
 
-class RaggedParakeetForRNNT(_RaggedTransducer, ParakeetForRNNT):
+class RaggedParakeetForRNNT(RaggedTransducer, RaggedParakeetLayers, ParakeetForRNNT):
     config_class = RaggedParakeetRNNTConfig
     config: RaggedParakeetRNNTConfig
 
@@ -196,6 +159,6 @@ class RaggedParakeetTDTConfig(RaggedConfig, ParakeetTDTConfig):
     sentinel = "vocab_size"
 
 
-class RaggedParakeetForTDT(_RaggedTransducer, ParakeetForTDT):
+class RaggedParakeetForTDT(RaggedTransducer, RaggedParakeetLayers, ParakeetForTDT):
     config_class = RaggedParakeetTDTConfig
     config: RaggedParakeetTDTConfig

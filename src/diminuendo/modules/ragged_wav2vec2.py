@@ -133,7 +133,7 @@ def drop_norms(layer: Any, name: str, shape: Shape) -> None:
         layer.final_layer_norm = nn.Identity()
 
 
-class _Ragged(Ragged):
+class RaggedWav2Vec2Layers(Ragged):
     residual = staticmethod(residual)
 
     def shrink(self, shape: Shape) -> None:
@@ -156,11 +156,11 @@ class RaggedHubertConfig(_RaggedConfig, HubertConfig):
     model_type = "diminuendo_hubert"
 
 
-class RaggedHubertModel(_Ragged, HubertModel):
+class RaggedHubertModel(RaggedWav2Vec2Layers, HubertModel):
     config_class = RaggedHubertConfig
 
 
-class RaggedHubertForCTC(_Ragged, HubertForCTC):
+class RaggedHubertForCTC(RaggedWav2Vec2Layers, HubertForCTC):
     config_class = RaggedHubertConfig
 
 
@@ -168,11 +168,11 @@ class RaggedWav2Vec2Config(_RaggedConfig, Wav2Vec2Config):
     model_type = "diminuendo_wav2vec2"
 
 
-class RaggedWav2Vec2Model(_Ragged, Wav2Vec2Model):
+class RaggedWav2Vec2Model(RaggedWav2Vec2Layers, Wav2Vec2Model):
     config_class = RaggedWav2Vec2Config
 
 
-class RaggedWav2Vec2ForCTC(_Ragged, Wav2Vec2ForCTC):
+class RaggedWav2Vec2ForCTC(RaggedWav2Vec2Layers, Wav2Vec2ForCTC):
     config_class = RaggedWav2Vec2Config
 
 
@@ -180,9 +180,9 @@ class RaggedUniSpeechSatConfig(_RaggedConfig, UniSpeechSatConfig):
     model_type = "diminuendo_unispeech_sat"
 
 
-class RaggedUniSpeechSatModel(_Ragged, UniSpeechSatModel):
+class RaggedUniSpeechSatModel(RaggedWav2Vec2Layers, UniSpeechSatModel):
     config_class = RaggedUniSpeechSatConfig
 
 
-class RaggedUniSpeechSatForCTC(_Ragged, UniSpeechSatForCTC):
+class RaggedUniSpeechSatForCTC(RaggedWav2Vec2Layers, UniSpeechSatForCTC):
     config_class = RaggedUniSpeechSatConfig

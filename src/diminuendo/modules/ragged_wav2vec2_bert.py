@@ -55,7 +55,7 @@ def attend_near(encoder: Any) -> None:
             layer.self_attn.__class__ = NearAttention
 
 
-class _Ragged(Ragged):
+class RaggedWav2Vec2BertLayers(Ragged):
     residual = staticmethod(residual)
 
     def shrink(self, shape: Shape) -> None:
@@ -68,9 +68,9 @@ class RaggedWav2Vec2BertConfig(RaggedConfig, Wav2Vec2BertConfig):
     model_type = "diminuendo_wav2vec2_bert"
 
 
-class RaggedWav2Vec2BertModel(_Ragged, Wav2Vec2BertModel):
+class RaggedWav2Vec2BertModel(RaggedWav2Vec2BertLayers, Wav2Vec2BertModel):
     config_class = RaggedWav2Vec2BertConfig
 
 
-class RaggedWav2Vec2BertForCTC(_Ragged, Wav2Vec2BertForCTC):
+class RaggedWav2Vec2BertForCTC(RaggedWav2Vec2BertLayers, Wav2Vec2BertForCTC):
     config_class = RaggedWav2Vec2BertConfig

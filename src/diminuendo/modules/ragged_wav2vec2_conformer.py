@@ -116,7 +116,7 @@ def shrink_encoder(encoder: Any, shape: Shape, norm: str) -> None:
         drop_norms_before(layer, name, shape, NORMS)
 
 
-class _Ragged(Ragged):
+class RaggedWav2Vec2ConformerLayers(Ragged):
     residual = staticmethod(residual)
 
     def shrink(self, shape: Shape) -> None:
@@ -131,9 +131,9 @@ class RaggedWav2Vec2ConformerConfig(RaggedConfig, Wav2Vec2ConformerConfig):
     sentinel = "conv_dim"
 
 
-class RaggedWav2Vec2ConformerModel(_Ragged, Wav2Vec2ConformerModel):
+class RaggedWav2Vec2ConformerModel(RaggedWav2Vec2ConformerLayers, Wav2Vec2ConformerModel):
     config_class = RaggedWav2Vec2ConformerConfig
 
 
-class RaggedWav2Vec2ConformerForCTC(_Ragged, Wav2Vec2ConformerForCTC):
+class RaggedWav2Vec2ConformerForCTC(RaggedWav2Vec2ConformerLayers, Wav2Vec2ConformerForCTC):
     config_class = RaggedWav2Vec2ConformerConfig

@@ -123,7 +123,7 @@ class RemovedWavLMAttention(WavLMAttentionLike):
         return torch.zeros_like(hidden_states), None, self.distances(position_bias, hidden_states.shape[1])
 
 
-class _Ragged(Ragged):
+class RaggedWavLMLayers(Ragged):
     residual = staticmethod(residual)
 
     def shrink(self, shape: Shape) -> None:
@@ -147,9 +147,9 @@ class RaggedWavLMConfig(RaggedConfig, WavLMConfig):
     sentinel = "conv_dim"
 
 
-class RaggedWavLMModel(_Ragged, WavLMModel):
+class RaggedWavLMModel(RaggedWavLMLayers, WavLMModel):
     config_class = RaggedWavLMConfig
 
 
-class RaggedWavLMForCTC(_Ragged, WavLMForCTC):
+class RaggedWavLMForCTC(RaggedWavLMLayers, WavLMForCTC):
     config_class = RaggedWavLMConfig

@@ -1,6 +1,6 @@
 """Size and arithmetic of a model: parameters, bytes, multiply-accumulates per second of audio."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from diminuendo.errors import UserError
 from diminuendo.families.inputs import waveform_example
 from diminuendo.families.registry import find_family
+from diminuendo.families.transducer import rates, run
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -38,17 +39,8 @@ def count_macs_per_second(model: PreTrainedModel, seconds: float = 10.0, samplin
     # The counter does not see the two products inside a fused attention kernel; PyTorch's own unfused form shows them
     # without touching the model's configuration, as transformers' "eager" would have to.
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
-        run_once(model, inputs)
+        run(model, inputs)
     return counter.get_total_flops() / 2 / seconds + _beside(model, seconds, round(seconds * sampling_rate))
-
-
-def run_once(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    """Runs a model on its input; of a transducer, what runs once for every frame."""
-    family = find_family(model)
-    if family is None:
-        model(**inputs)
-    else:
-        family.run(model, inputs)
 
 
 def _beside(model: PreTrainedModel, seconds: float, samples: int) -> float:
@@ -57,8 +49,8 @@ def _beside(model: PreTrainedModel, seconds: float, samples: int) -> float:
     if family is None:
         return 0.0
     frames = int(family.frame_lengths(model, torch.tensor([samples]))[0])
-    rates = family.rates(model, frames / seconds)
-    return float(sum(model.get_parameter(name).numel() * rate for name, rate in rates.items()))
+    found = rates(model, frames / seconds)
+    return float(sum(model.get_parameter(name).numel() * rate for name, rate in found.items()))
 
 
 def example_inputs(model: PreTrainedModel, seconds: float, sampling_rate: int = 16000) -> dict[str, Tensor]:

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from diminuendo.errors import UserError
+from diminuendo.families.transducer import run
 from diminuendo.profiling.allocator import freed_memory_kept
 from diminuendo.profiling.count import (
     count_macs_per_second,
     count_parameters,
     evaluating,
     example_inputs,
-    run_once,
     saved_bytes,
 )
 
@@ -154,7 +154,7 @@ def _forward_ms(
 ) -> float:
     with evaluating(model):
         started = _now_ms(model.device, clock)
-        run_once(model, inputs)
+        run(model, inputs)
         return _now_ms(model.device, clock) - started
 
 

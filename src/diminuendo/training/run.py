@@ -39,7 +39,15 @@ _OURS = (
     "report.html",
     "latency.json",
     *TOKENIZER_FILES,
-    *sorted({file.name for family in FAMILIES.values() for file in travelling_files(family)}),
+    "generation_config.json",
+    *sorted(
+        {
+            file.name
+            for family in FAMILIES.values()
+            for architecture in family.architectures
+            for file in travelling_files(architecture)
+        }
+    ),
     "run.json",
 )
 
@@ -182,6 +190,11 @@ class Run:
         with clear_on_full_disk(self.log):
             beside.write_text("".join(line + "\n" for line in kept))
             os.replace(beside, self.log)
+
+    def last_logged(self, name: str) -> float | None:
+        """A figure as the log has it last; None where it has none."""
+        lines = map(json.loads, self.log.read_text().splitlines() if self.log.is_file() else ())
+        return next((line[name] for line in reversed([*lines]) if name in line), None)
 
     def append(self, line: Mapping[str, Any]) -> None:
         with clear_on_full_disk(self.log), self.log.open("a") as file:

@@ -1,0 +1,64 @@
+"""A recogniser around an encoder: the encoder's weights, and a head with fresh ones."""
+
+from typing import Any
+
+from diminuendo.errors import UserError
+from diminuendo.families.build import FORMAT, OF_ONE_CLASS
+from diminuendo.families.family import Architecture, Model, Task, is_ragged, shape_before
+from diminuendo.families.registry import encoder_config, family_of
+from diminuendo.modules.transducer import TRANSDUCER_AXES
+from diminuendo.structure.shape import Shape, shape_of
+
+MAX_SYMBOLS = 10  # a frame, decoding greedily: Parakeet's
+
+
+def with_head(model: Model, task: Task, labels: int, *, width: int = 256, layers: int = 1) -> Model:
+    """A recogniser of `labels` tokens and a blank, the last id, with the encoder of `model` (its weights copied).
+
+    A head of the model is left behind. width, layers: of a transducer's predictor and joint network. An encoder that
+    was compressed stays so; transducers of families that transformers has none for come as our class, uncompressed.
+    The head is drawn from torch's generator. Raises UserError for a task that the family has no recogniser for.
+    """
+    family = family_of(model)
+    fitting = [architecture for architecture in family.architectures if architecture.task == task]
+    if not fitting:
+        known = sorted({str(architecture.task) for architecture in family.architectures if architecture.task})
+        raise UserError(f"--task {task}: {encoder_config(model).model_type} has no such recogniser; known: {known}")
+    (architecture,) = fitting
+    encoder = family.encoder(model)
+    ours = is_ragged(model) or architecture.stock is None
+    shape: Shape = {**shape_of(family.axes(encoder)), **shape_before(encoder)} if ours else {}
+    if task != "ctc" and ours:
+        shape |= dict.fromkeys(TRANSDUCER_AXES, width)
+    config = _config(architecture, encoder.config, task, labels, width, layers, shape if ours else None)
+    recogniser = (architecture.ragged if ours else architecture.stock)(config).to(encoder.device)
+    source = encoder.state_dict() if is_ragged(model) or not ours else family.plain(encoder).state_dict()
+    inside = family.encoder(recogniser)
+    inside.load_state_dict(source)
+    if task != "ctc":
+        generation = recogniser.generation_config
+        generation.decoder_start_token_id = generation.pad_token_id = labels
+        generation.bos_token_id = generation.eos_token_id = None  # of text models: here they are labels like any other
+    return recogniser.eval()
+
+
+def _config(
+    architecture: Architecture, encoder: Any, task: Task, labels: int, width: int, layers: int, shape: Shape | None
+) -> Any:
+    """The recogniser's configuration: around the encoder's, or where that is flat the encoder's with more."""
+    blank = labels
+    values: dict[str, Any] = {"vocab_size": labels + 1, "pad_token_id": blank}
+    if task == "ctc":
+        values |= {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean"}
+    else:
+        values |= {"blank_token_id": blank, "decoder_hidden_size": width, "num_decoder_layers": layers}
+        values |= {"max_symbols_per_step": MAX_SYMBOLS, "is_encoder_decoder": True}
+    plain = {key: value for key, value in encoder.to_dict().items() if key not in OF_ONE_CLASS}
+    config_class = architecture.classes[0].config_class
+    if config_class.sub_configs_defaults:
+        values["encoder_config"] = plain
+    else:
+        values = {**plain, **values}
+    if shape is None:
+        return config_class(**values)
+    return architecture.ragged.config_class(**values, diminuendo={"format": FORMAT, "shape": shape})
