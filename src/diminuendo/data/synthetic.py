@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ import soxr
 from jaxtyping import Float, Int16
 
 from diminuendo.data import espeak
+from diminuendo.data.made import is_made, making
 from diminuendo.errors import UserError
 
 SAMPLE_RATE = 16000
+KIND = "synthetic corpus"
 VERSION = 1  # raise it when the same parameters give other clips: older corpora are then not reused
 
 KEYWORDS = (
@@ -105,40 +106,12 @@ def make_corpus(
     if num_clips < 1:
         raise UserError(f"num_clips must be 1 or more, got {num_clips}")
     parameters = {"version": VERSION, "num_clips": num_clips, "seed": seed}
-    if is_made(directory, parameters):
+    if is_made(directory, KIND, parameters):
         return directory / "manifest.jsonl"
     library, data = espeak_paths()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
-        unfinished = Path(temporary) / directory.name
-        unfinished.mkdir()
-        with speaking_process(library, data) as say:
-            write_clips(unfinished, plan_clips(num_clips, seed), seed, say, progress)
-        (unfinished / "corpus.json").write_text(json.dumps(parameters) + "\n")
-        try:
-            unfinished.rename(directory)
-        except OSError:
-            # Another process may have finished the same corpus meanwhile.
-            if not is_made(directory, parameters):
-                raise
+    with making(directory, KIND, parameters) as unfinished, speaking_process(library, data) as say:
+        write_clips(unfinished, plan_clips(num_clips, seed), seed, say, progress)
     return directory / "manifest.jsonl"
-
-
-def is_made(directory: Path, parameters: dict[str, int]) -> bool:
-    """Whether `directory` holds the corpus of these parameters. Raises UserError if it holds anything else."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return False
-    if not (directory / "corpus.json").is_file():
-        raise UserError(
-            f"{directory} holds something other than a synthetic corpus; choose another directory or empty it"
-        )
-    found = json.loads((directory / "corpus.json").read_text())
-    if found != parameters:
-        raise UserError(
-            f"{directory} holds a synthetic corpus made with {found}, but {parameters} was asked for; "
-            "choose another directory or remove it"
-        )
-    return True
 
 
 def espeak_paths() -> tuple[str, str]:
