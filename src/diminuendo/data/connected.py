@@ -29,7 +29,7 @@ KIND = "corpus of connected words"
 FRAME, HOP = 160, 80  # samples over which levels are taken: 10 ms every 5
 # First difference, nearly: lifts fricatives, which are weak beside vowels, and drops hum, which is strong.
 PREEMPHASIS = 0.97
-# Of the loudest frame. At -30 a final f is cut from some of 30 speakers' words, at -40 room noise counts as speech.
+# Of the loudest frame. Spectrograms of real words show a final f cut at -30, and at -40 room noise taken for speech.
 SPEECH_DB = -35.0
 SILENCE_DB = -60.0  # of full scale: the quietest of 15,000 clips has its loudest frame at -48
 MARGIN = 320  # samples kept beyond the first and last frame of speech: the closure before a plosive, a fading end
