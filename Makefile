@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency bench-rnnt clean
 
 env: $(STAMP)
 
@@ -76,6 +76,10 @@ bench-families: env
 # make bench-latency: budgets in latency, promised beside measured; 25 minutes, 4 GB
 bench-latency: env
 	$(BIN)/python -m benchmarks.latency
+
+# make bench-rnnt: the transducer's loss beside others, time and memory; five minutes, 3 GB
+bench-rnnt: env
+	$(BIN)/python -m benchmarks.transducer
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
