@@ -30,7 +30,7 @@ from benchmarks.record import RESULTS, record
 from diminuendo.profiling.allocator import freed_memory_kept
 from diminuendo.tasks.transducer_loss import transducer_loss
 
-RUNS = 9
+RUNS = 5
 # Nodes up to which warprnnt-numba's loop over single elements is waited for.
 FEW_NODES = 10_000
 
