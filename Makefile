@@ -77,7 +77,7 @@ bench-families: env
 bench-latency: env
 	$(BIN)/python -m benchmarks.latency
 
-# make bench-rnnt: the transducer's loss beside others, time and memory; five minutes, 3 GB
+# make bench-rnnt: the transducer's loss beside others, time and memory; a minute, 4 GB
 bench-rnnt: env
 	$(BIN)/python -m benchmarks.transducer
 
