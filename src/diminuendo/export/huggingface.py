@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
@@ -105,7 +105,9 @@ def _copy_tokenizer(source: str, directory: Path) -> None:
         if not values.get("tokenizer_class"):
             values["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
         if not values.get("processor_class"):
-            values["processor_class"] = type(AutoProcessor.from_pretrained(source, trust_remote_code=False)).__name__
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+            if isinstance(processor, ProcessorMixin):  # beside no model it is the tokenizer itself
+                values["processor_class"] = type(processor).__name__
         config.write_text(json.dumps(values, indent=2) + "\n")
     except Exception as error:  # gone or out of reach by now: no reason to lose what training made
         log.warning("the tokenizer of %s is not taken along, or not whole: %s", source, error)
