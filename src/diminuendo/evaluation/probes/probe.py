@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm, t
 from torch import Tensor
 from torch.nn import functional as F
+
+from diminuendo.evaluation.bootstrap import FEWEST, interval, resampled, summed
 
 log = logging.getLogger(__name__)
 
@@ -136,28 +137,13 @@ def bootstrap_interval(
     A score is 1 where right, or how much more one model has than another. Clips of one speaker are right or wrong
     together, and the question is about the next speaker: resampling clips would claim too much. With fewer than five
     groups there is nothing to resample and clips are drawn, which is logged.
-
-    The quantiles are expanded (Hesterberg, The American Statistician 2015), so that the interval is as wide as
-    Student's: of few groups the usual 2.5 and 97.5 % hold the truth too seldom, of six in 85 of 100 cases.
     """
-    distinct = list(dict.fromkeys(groups))
-    if len(distinct) < 5:
-        log.warning("the interval resamples clips: the test split has only %d groups (speakers)", len(distinct))
+    if (count := len(set(groups))) < FEWEST:
+        log.warning("the interval resamples clips: the test split has only %d groups (speakers)", count)
         groups = [str(i) for i in range(len(groups))]
-        distinct = groups
-    place = {group: i for i, group in enumerate(distinct)}
-    index = torch.tensor([place[group] for group in groups])
-    sizes = torch.bincount(index, minlength=len(place)).double()
-    sums = torch.bincount(index, weights=scores.double(), minlength=len(place))
-    generator = torch.Generator().manual_seed(seed)
-    means = []
-    for _ in range(resamples):
-        drawn = torch.randint(len(place), (len(place),), generator=generator)
-        means.append(sums[drawn].sum() / sizes[drawn].sum())
-    count = len(place)
-    tail = float(norm.cdf(-t.ppf(0.975, count - 1) * (count / (count - 1)) ** 0.5))
-    low, high = torch.stack(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
+    sums = summed(torch.stack([scores.double(), torch.ones(len(scores)).double()], dim=1), groups)
+    total, clips = resampled(sums, seed, resamples).unbind(dim=1)
+    return interval(total / clips, len(sums))
 
 
 def _scores(
