@@ -45,6 +45,20 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What an encoder hears that reads no waveforms.
+
+    extractor: makes the features. seconds: from one to the next. Frame i of the encoder is made of `stacked` of them,
+    from the one numbered i * stacked + first on, and of some more around these where convolutions reach further.
+    """
+
+    extractor: Any
+    seconds: float
+    stacked: int = 1
+    first: int = 0
+
+
+@dataclass(frozen=True)
 class Family:
     """One row of FAMILIES.
 
@@ -59,6 +73,8 @@ class Family:
     dense_only: names of linear layers that are used by other ways than being called, so that they cannot be factored.
     fast: the same function computed in the fastest way that we know, for a teacher; it shares the model's tensors.
     streams: whether its encoders hear no more of the future than `num_lookahead_tokens` frames, and go on from caches.
+    features: of an encoder's configuration, where its models do not read waveforms.
+    initialise: gives a new encoder weights that can be trained, in place, where transformers' own cannot.
     """
 
     architectures: tuple[Architecture, ...]
@@ -71,6 +87,8 @@ class Family:
     dense_only: tuple[str, ...] = ()
     fast: Callable[[Model], Model] = lambda model: model
     streams: bool = False
+    features: Callable[[Any], Features] | None = None
+    initialise: Callable[[Model], None] = lambda model: None
     encoder: Callable[[Model], Model] = lambda model: getattr(model, model.base_model_prefix, model)
 
     @property

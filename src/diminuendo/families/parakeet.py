@@ -5,24 +5,28 @@ names its subsampling differently.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import (
     NemotronAsrStreamingEncoder,
+    NemotronAsrStreamingFeatureExtractor,
     NemotronAsrStreamingForRNNT,
     ParakeetEncoder,
+    ParakeetFeatureExtractor,
     ParakeetForCTC,
     ParakeetForRNNT,
     ParakeetForTDT,
 )
 
 from diminuendo.families.conformer import convolution_axes
-from diminuendo.families.family import Architecture, Family, Model
-from diminuendo.families.inputs import noise
+from diminuendo.families.family import Architecture, Family, Features, Model
+from diminuendo.families.inputs import SAMPLING_RATE, noise
 from diminuendo.families.parts import (
     along,
     attention_product,
@@ -37,6 +41,7 @@ from diminuendo.modules import ragged_nemotron, ragged_parakeet
 from diminuendo.modules.ragged_parakeet import NORMS, count_own_heads, residual
 from diminuendo.structure.axis import Axis, Product, Slice
 
+LOG_MEL = (-11.0, 4.0)  # mean and deviation of what the streaming extractor gives, of several corpora about
 HOP = 160  # samples from one frame of features to the next, in the extractors of both
 
 
@@ -133,7 +138,56 @@ def example(model: Model, samples: int) -> dict[str, Tensor]:
     return {"input_features": noise(model, 1, samples // HOP, encoder_of(model).config.num_mel_bins)}
 
 
-def _family(*architectures: Architecture, streams: bool = False) -> Family:
+def initialise(encoder: Model) -> None:
+    """Weights that a small encoder learns from: torch's own, and in the subsampling such as keep a signal's size.
+
+    With transformers' what the subsampling puts out has a deviation of 1e-6, below the next norm's epsilon. With
+    torch's it has 0.05, of which 0.01 is of frames: shrunk by every ReLU, speech is left behind the biases. Here (He et
+    al. 2015) it has about 1, and a word's frames are told apart in half the steps (docs/LOG.md).
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            module.reset_parameters()
+    for module in encoder.subsampling.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            halved = isinstance(module, nn.Conv2d) and module.groups == 1  # by a ReLU behind it
+            nn.init.normal_(module.weight, std=((2.0 if halved else 1.0) / module.weight[0].numel()) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def initialise_streaming(encoder: Model) -> None:
+    """The same for features that no extractor has normalised: the first convolution does it."""
+    initialise(encoder)
+    mean, deviation = LOG_MEL
+    first = encoder.subsampling.conv_in
+    with torch.no_grad():
+        first.weight /= deviation
+        first.bias -= mean * first.weight.sum((1, 2, 3))
+
+
+def _stacked(config: Any) -> int:
+    """Features in a frame: every stage of the subsampling takes one step for `stride` of what it reads."""
+    stacked: int = config.subsampling_conv_stride ** int(math.log2(config.subsampling_factor))
+    return stacked
+
+
+def features(config: Any) -> Features:
+    return Features(ParakeetFeatureExtractor(config.num_mel_bins), HOP / SAMPLING_RATE, _stacked(config))
+
+
+def streaming_features(config: Any) -> Features:
+    """Its convolutions see nothing later: the first frame is made of one feature alone, the others end with theirs."""
+    extractor, stacked = NemotronAsrStreamingFeatureExtractor(config.num_mel_bins), _stacked(config)
+    return Features(extractor, HOP / SAMPLING_RATE, stacked, first=1 - stacked)
+
+
+def _family(
+    *architectures: Architecture,
+    features: Callable[[Any], Features],
+    initialise: Callable[[Model], None],
+    streams: bool = False,
+) -> Family:
     return Family(
         architectures=architectures,
         plain=plain,
@@ -144,6 +198,8 @@ def _family(*architectures: Architecture, streams: bool = False) -> Family:
         example=example,
         encoder=encoder_of,
         streams=streams,
+        features=features,
+        initialise=initialise,
     )
 
 
@@ -152,10 +208,14 @@ PARAKEET = _family(
     Architecture("AutoModelForCTC", ParakeetForCTC, ragged_parakeet.RaggedParakeetForCTC),
     Architecture("AutoModelForRNNT", ParakeetForRNNT, ragged_parakeet.RaggedParakeetForRNNT),
     Architecture("AutoModelForTDT", ParakeetForTDT, ragged_parakeet.RaggedParakeetForTDT),
+    features=features,
+    initialise=initialise,
 )
 NEMOTRON = _family(
     Architecture("AutoModel", NemotronAsrStreamingEncoder, ragged_nemotron.RaggedNemotronEncoder),
     Architecture("AutoModelForCTC", None, ragged_nemotron.RaggedNemotronForCTC),
     Architecture("AutoModelForRNNT", NemotronAsrStreamingForRNNT, ragged_nemotron.RaggedNemotronForRNNT),
     streams=True,
+    features=streaming_features,
+    initialise=initialise_streaming,
 )

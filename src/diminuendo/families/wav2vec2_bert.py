@@ -5,15 +5,17 @@ feed-forward before it) stays as it is.
 """
 
 import copy
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import Wav2Vec2BertForCTC, Wav2Vec2BertModel
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertForCTC, Wav2Vec2BertModel
 
+from diminuendo.errors import UserError
 from diminuendo.families import wav2vec2
-from diminuendo.families.family import Architecture, Family, Model
-from diminuendo.families.inputs import noise
+from diminuendo.families.family import Architecture, Family, Features, Model
+from diminuendo.families.inputs import SAMPLING_RATE, noise
 from diminuendo.families.parts import encoder_in, sharing_copy
 from diminuendo.families.wav2vec2_conformer import attention_products, layer_axes, width_axes
 from diminuendo.modules.ragged_rnnt import RaggedWav2Vec2BertForRNNT
@@ -61,6 +63,18 @@ def example(model: Model, samples: int) -> dict[str, Tensor]:
     return {"input_features": noise(model, 1, frames, model.config.feature_projection_input_dim)}
 
 
+def features(config: Any) -> Features:
+    """Of bands that the extractor has stacked. Raises UserError for a number of inputs that it cannot make."""
+    bands, rest = divmod(config.feature_projection_input_dim, _STACKED)
+    if rest:
+        raise UserError(
+            f"feature_projection_input_dim {config.feature_projection_input_dim}: expected an even number, the bands "
+            "of two frames"
+        )
+    extractor = SeamlessM4TFeatureExtractor(feature_size=bands, num_mel_bins=bands, stride=_STACKED)
+    return Features(extractor, _STACKED * _HOP / SAMPLING_RATE)
+
+
 WAV2VEC2_BERT = Family(
     architectures=(
         Architecture("AutoModel", Wav2Vec2BertModel, RaggedWav2Vec2BertModel),
@@ -74,4 +88,5 @@ WAV2VEC2_BERT = Family(
     frame_lengths=frame_lengths,
     example=example,
     fast=fast,
+    features=features,
 )

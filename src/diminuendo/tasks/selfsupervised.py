@@ -169,6 +169,12 @@ def span_mask(
     return mask & (torch.arange(frames, device=counts.device) < counts[:, None])
 
 
+def generator_of(seed: int, draw: int) -> torch.Generator:
+    """What a forward pass draws at random, on the CPU, depends on these alone."""
+    # Torch's generator takes 32 bits of a seed: mix, do not shift.
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, draw)).generate_state(1)[0]))
+
+
 class ClusterHead(nn.Module):
     """Cosine between projected frames and an embedding for each cluster, over a temperature (HuBERT, equation 3)."""
 
@@ -259,10 +265,7 @@ class MaskedPrediction(_Objective):
         self.clip_head = ClipHead(model.config.hidden_size, whitening) if whitening is not None else None
 
     def mask(self, counts: Int[Tensor, " batch"], frames: int, draw: int) -> Bool[Tensor, "batch frames"]:
-        # Torch's generator on the CPU takes 32 bits of a seed: mix, do not shift.
-        seed = int(np.random.SeedSequence((self.seed, draw)).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
-        return span_mask(counts, frames, self.fraction, self.span, generator)
+        return span_mask(counts, frames, self.fraction, self.span, generator_of(self.seed, draw))
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
         """`loss` = `masked` + clip_weight x `clip`; `masked` and `accuracy` are over masked frames."""

@@ -6,6 +6,13 @@ from typing import Any
 
 from diminuendo.training.compress_config import LEARNED
 
+_LEARNED = {
+    "clusters": """its front end learned log-mel bands, then the encoder learned
+to predict clusters of masked frames (HuBERT).""",
+    "best_rq": """it learned to predict what a random projection and a random
+codebook make of masked features (BEST-RQ).""",
+}
+
 
 def compression_card(
     result: Mapping[str, Any], recipe: str, config: Mapping[str, Any], run_log: Path, *, auto_class: str
@@ -23,10 +30,7 @@ tags: [diminuendo, speech, compressed]
 | --- | --- | --- | --- |
 | parameters | {params["teacher"]:,} | {params["student"]:,} | {params["kept"]:.1%} |
 | MACs per second of audio | {macs["teacher"]:,.0f} | {macs["student"]:,.0f} | {macs["kept"]:.1%} |
-{_latency(result)}
-Removing what was selected equals shutting its gates: relative error {result["removal_error"]:.1e}, the largest over
-all hidden states, on real audio.{_expected(result)}
-
+{_latency(result)}{_removal(result)}
     import diminuendo
     model = diminuendo.load("this directory")
 
@@ -51,8 +55,7 @@ tags: [diminuendo, speech, self-supervised]
 ---
 # {name}, pretrained by diminuendo
 
-{result["params"]:,} parameters, trained on audio alone: its front end learned log-mel bands, then the encoder learned
-to predict clusters of masked frames (HuBERT).
+{result["params"]:,} parameters, trained on audio alone: {_LEARNED[config["objective"]]}
 
 | stage | accuracy on masked frames |
 | --- | --- |
@@ -60,6 +63,25 @@ to predict clusters of masked frames (HuBERT).
 
     from transformers import AutoModel
     model = AutoModel.from_pretrained("this directory")
+
+{_settings(config)}"""
+
+
+def recogniser_card(result: Mapping[str, Any], config: Mapping[str, Any], *, auto_class: str) -> str:
+    """Markdown with front matter as the hub reads it."""
+    return f"""---
+library_name: transformers
+tags: [diminuendo, speech, automatic-speech-recognition]
+---
+# A recogniser, trained by diminuendo
+
+{result["params"]:,} parameters, {result["tokens"]:,} labels, {result["task"]}; the last loss per label that was logged
+is {result["loss"]:.3f}.
+
+    diminuendo transcribe "this directory" audio.wav
+
+    from transformers import {auto_class}
+    model = {auto_class}.from_pretrained("this directory", trust_remote_code=True)
 
 {_settings(config)}"""
 
@@ -75,11 +97,15 @@ the model: medians of 20 runs in turn. Its budget promised {promised} ms, {laten
 """
 
 
-def _expected(result: Mapping[str, Any]) -> str:
-    if result["method"] not in LEARNED:
+def _removal(result: Mapping[str, Any]) -> str:
+    if result["removal_error"] is None:
         return ""
     kept = result["expected_before_selection"]
-    return f" Kept fraction that the learned gates expected before the selection met the budget:\n{kept:.4f}."
+    expected = f" Kept fraction that the learned gates expected before the selection met the budget:\n{kept:.4f}."
+    return f"""
+Removing what was selected equals shutting its gates: relative error {result["removal_error"]:.1e}, the largest over
+all hidden states, on real audio.{expected if result["method"] in LEARNED else ""}
+"""
 
 
 def _settings(config: Mapping[str, Any]) -> str:

@@ -42,6 +42,40 @@ _MICRO = {
     "num_conv_pos_embedding_groups": 2,
 }
 
+# Streaming Nemotron's is the same with transformers' defaults for what it sees: 70 frames (of 80 ms) back, in chunks of
+# 14 unless told otherwise, and causal convolutions.
+_TINY_FAST_CONFORMER = {
+    "hidden_size": 144,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "intermediate_size": 576,
+    "subsampling_factor": 8,
+    "subsampling_conv_channels": 64,
+    "num_mel_bins": 80,
+    "dropout": 0.0,
+    "dropout_positions": 0.0,
+    "activation_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "layerdrop": 0.0,
+}
+_TINY_BERT = {
+    **_NO_DROPOUT,
+    "hidden_size": 144,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "intermediate_size": 576,
+    "conformer_conv_dropout": 0.0,
+    "conv_depthwise_kernel_size": 15,
+    "mask_time_prob": 0.0,  # masks are drawn over features, and no embedding stands for them
+}
+_MICRO_SIZE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+_MICRO_FAST_CONFORMER = {**_TINY_FAST_CONFORMER, **_MICRO_SIZE, "subsampling_conv_channels": 8, "num_mel_bins": 16}
+
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "tiny-hubert": {"model_type": "hubert", **_TINY, **_BASE},
     "tiny-wav2vec2": {"model_type": "wav2vec2", **_TINY, **_BASE},
@@ -50,6 +84,12 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "demo-hubert": {"model_type": "hubert", **_DEMO, **_BASE},
     "micro-hubert": {"model_type": "hubert", **_MICRO, **_BASE},
     "micro-hubert-large": {"model_type": "hubert", **_MICRO, **_LARGE},
+    "tiny-parakeet": {"model_type": "parakeet_encoder", **_TINY_FAST_CONFORMER},
+    "tiny-nemotron": {"model_type": "nemotron_asr_streaming_encoder", **_TINY_FAST_CONFORMER},
+    "tiny-wav2vec2-bert": {"model_type": "wav2vec2-bert", **_TINY_BERT},
+    "micro-parakeet": {"model_type": "parakeet_encoder", **_MICRO_FAST_CONFORMER},
+    "micro-nemotron": {"model_type": "nemotron_asr_streaming_encoder", **_MICRO_FAST_CONFORMER},
+    "micro-wav2vec2-bert": {"model_type": "wav2vec2-bert", **_TINY_BERT, **_MICRO_SIZE},
 }
 
 
@@ -57,27 +97,37 @@ def read_configuration(source: str) -> Any:
     """The transformers configuration of a name in CONFIGURATIONS, of a config.json, or of a directory with one.
 
     Raises UserError for anything else, and for a model that could not be pretrained: of a type that is not supported,
-    or without a mask embedding.
+    of one that reads waveforms without a mask embedding, or with an adapter behind the encoder.
     """
     values = CONFIGURATIONS.get(source)
     if values is None:
         values = _from_file(source)
     values = dict(values)
     model_type = str(values.pop("model_type", None))
-    known = [name for name, family in FAMILIES.items() if family.reads_waveforms]
+    known = [name for name, family in FAMILIES.items() if family.encoder_class.config_class.model_type == name]
     if model_type not in known:
         raise UserError(f"CONFIG {source}: model type {model_type!r}; expected one of {', '.join(known)}")
-    cls: Any = FAMILIES[model_type].encoder_class
+    family = FAMILIES[model_type]
+    cls: Any = family.encoder_class
     try:
         config = cls.config_class(**values)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"CONFIG {source}: {str(error.__cause__ or error).splitlines()[0]}") from error
+    if getattr(config, "add_adapter", False):
+        raise UserError(f"CONFIG {source}: add_adapter is true; nothing here trains an adapter, so give false")
+    if family.features is None:
+        _check_mask_embedding(source, config)
+    else:
+        family.features(config)  # whether its extractor can make what it asks for
+    return config
+
+
+def _check_mask_embedding(source: str, config: Any) -> None:
     if not (config.apply_spec_augment and config.mask_time_prob > 0):
         raise UserError(
             f"CONFIG {source}: apply_spec_augment is {config.apply_spec_augment}, mask_time_prob "
             f"{config.mask_time_prob}; masked prediction needs true and more than 0, for the mask's embedding"
         )
-    return config
 
 
 def _from_file(source: str) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import Wav2Vec2FeatureExtractor
 
 from diminuendo.errors import UserError
 from diminuendo.families import FAMILIES, Model
+from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.tasks.clips import whitening_of
 from diminuendo.tasks.selfsupervised import (
     FrameFeatures,
@@ -33,9 +35,24 @@ def encoder_of(config: Any, layers: int | None = None) -> Model:
     """An encoder with fresh weights, of the configuration's first layers if `layers` says how many."""
     shallow = type(config).from_dict(config.to_dict())
     shallow.num_hidden_layers = config.num_hidden_layers if layers is None else layers
-    cls: Any = FAMILIES[config.model_type].encoder_class
+    family = FAMILIES[config.model_type]
+    cls: Any = family.encoder_class
     encoder: Model = cls(shallow).eval()
+    family.initialise(encoder)
     return encoder
+
+
+def extractor_of(config: Any) -> Any:
+    """What an encoder of this configuration hears: features, or waveforms of zero mean and unit variance."""
+    family = FAMILIES[config.model_type]
+    if family.features is not None:
+        return family.features(config).extractor
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1,
+        sampling_rate=SAMPLING_RATE,
+        do_normalize=True,
+        return_attention_mask=config.feat_extract_norm == "layer",
+    )
 
 
 def labels_of(directory: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -53,7 +70,7 @@ def labels_of(directory: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]
     if not complete:
         raise UserError(
             f"MODEL {directory}: masked prediction needs the labels of its pretraining ({FILE}, run.json), which "
-            "`diminuendo pretrain` writes beside a model; pretrain it with this version"
+            "`diminuendo pretrain` writes beside a model that reads waveforms; pretrain it with this version"
         )
     return tensors, config
 

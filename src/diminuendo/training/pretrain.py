@@ -1,4 +1,7 @@
-"""Self-supervised pretraining from random weights: a warm-up of the front end, then HuBERT's iterations."""
+"""Self-supervised pretraining from random weights.
+
+Of encoders that read waveforms: a warm-up of the front end, then HuBERT's iterations. Of others: pretrain_best_rq.py.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,6 @@ from jaxtyping import Int
 from lhotse import CutSet
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor
 
 from diminuendo.data.batching import TrainingBatches, look_at_one
 from diminuendo.data.manifest import total_seconds
@@ -47,8 +49,9 @@ from diminuendo.training.device import make_accelerator
 from diminuendo.training.kernels import choose_attention, choose_convolution
 from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.own_prediction import FILE as LABELS
-from diminuendo.training.own_prediction import encoder_of
-from diminuendo.training.pretrain_config import PretrainConfig
+from diminuendo.training.own_prediction import encoder_of, extractor_of
+from diminuendo.training.pretrain_best_rq import BestRQStages, lookaheads_of
+from diminuendo.training.pretrain_config import AnyPretrainConfig, BestRQConfig, PretrainConfig, config_class
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, defaults_of
 from diminuendo.training.schedules import warm_up_hold_decay
@@ -62,7 +65,7 @@ def pretrain(
     name: str,
     cuts: CutSet,
     out: Path,
-    config: PretrainConfig,
+    config: AnyPretrainConfig,
     *,
     loop: LoopConfig | None = None,
     resume: bool = False,
@@ -70,23 +73,26 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains the encoder that `name` describes (see `read_configuration`) on audio alone and writes it to `out`.
 
-    Beside the model, clusters.safetensors has what its labels were made with, so that training can go on: for each
-    iteration k-means' `centres` (of frames scaled by `mean` and `deviation`), the heads (`head.projection`, class
-    embeddings `head.embeddings`), for later ones the `model` whose states were clustered. The result has `params`, by
-    stage the `steps` and the final `accuracy` on masked frames, `skipped`, `seconds` and `out`; it is kept as
-    result.json.
+    config: of the class that `config_class` gives. Beside a model trained by clusters, clusters.safetensors has what
+    its labels were made with, so that training can go on: for each iteration k-means' `centres` (of frames scaled
+    by `mean` and `deviation`), the heads (`head.projection`, class embeddings `head.embeddings`), for later ones the
+    `model` whose states were clustered. The result has `params`, by stage the `steps` and the final `accuracy` on
+    masked frames, `skipped`, `seconds` and `out`; it is kept as result.json.
 
-    Raises UserError for an unknown configuration, and for a directory that holds something else.
+    Raises UserError for an unknown configuration, for settings that it cannot be trained with, and for a directory that
+    holds something else.
     """
     model_config = read_configuration(name)
-    depth = model_config.num_hidden_layers
-    if config.target_layer is not None and not 1 <= config.target_layer <= depth:
-        raise UserError(f"target_layer {config.target_layer}: expected a number from 1 to {depth}, the model's depth")
+    _check(name, model_config, config)
     run = Run(out, _identity(name, model_config, cuts, config), defaults_of(config))
     look_at_one(cuts, config.batch_settings())  # audio that cannot be used is found here, before anything is written
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
-        stages = _Stages(trainer, model_config, cuts, config)
+        stages: _Stages | BestRQStages
+        if isinstance(config, BestRQConfig):
+            stages = BestRQStages(trainer, model_config, cuts, config)
+        else:
+            stages = _Stages(trainer, model_config, cuts, config)
         stages.all()
         result = {
             "params": count_parameters(stages.model),
@@ -97,7 +103,8 @@ def pretrain(
         }
 
         def write() -> None:
-            save_file(stages.labels(), out / LABELS)
+            if labels := stages.labels():
+                save_file(labels, out / LABELS)
             save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, asdict(config)))
 
         return result, write
@@ -105,13 +112,12 @@ def pretrain(
     return carry_out(run, config, loop, train, resume=resume, overwrite=overwrite)
 
 
-def dry_run(name: str, cuts: CutSet, config: PretrainConfig, *, loop: LoopConfig | None = None) -> dict[str, Any]:
+def dry_run(name: str, cuts: CutSet, config: AnyPretrainConfig, *, loop: LoopConfig | None = None) -> dict[str, Any]:
     """What a pretraining would take, from two steps of every stage; nothing stays of them."""
-    share, steps = 1 / len(config.stages), config.stage_steps
-    trial = replace(config, steps=2 * len(steps), front_end=share, iteration_1=share, cluster_seconds=60.0)
+    steps = config.stage_steps
     with TemporaryDirectory() as directory:
         quiet = replace(loop or LoopConfig(), quiet=True, log_every=1)
-        result = pretrain(name, cuts, Path(directory), trial, loop=quiet)
+        result = pretrain(name, cuts, Path(directory), config.trial, loop=quiet)
         lines = map(json.loads, (Path(directory) / "log.jsonl").read_text().splitlines())
         of_a_step = {line["stage"]: line["seconds_per_step"] for line in lines}
     seconds = {stage: round(steps[stage] * of_a_step[stage], 1) for stage in steps}
@@ -127,7 +133,21 @@ def dry_run(name: str, cuts: CutSet, config: PretrainConfig, *, loop: LoopConfig
     }
 
 
-def _identity(name: str, model_config: Any, cuts: CutSet, config: PretrainConfig) -> dict[str, Any]:
+def _check(name: str, model_config: Any, config: AnyPretrainConfig) -> None:
+    if not isinstance(config, config_class(model_config)):
+        expected = config_class(model_config).objective
+        raise UserError(
+            f"CONFIG {name}, by what it reads, is pretrained by {expected}; got settings of {config.objective}"
+        )
+    if isinstance(config, BestRQConfig):
+        lookaheads_of(model_config, config)
+        return
+    depth = model_config.num_hidden_layers
+    if config.target_layer is not None and not 1 <= config.target_layer <= depth:
+        raise UserError(f"target_layer {config.target_layer}: expected a number from 1 to {depth}, the model's depth")
+
+
+def _identity(name: str, model_config: Any, cuts: CutSet, config: AnyPretrainConfig) -> dict[str, Any]:
     """What a checkpoint belongs to."""
     shape = model_config.to_dict() | {"transformers_version": None}
     return {
@@ -148,12 +168,7 @@ class _Stages:
         torch.manual_seed(config.seed)
         self.model = encoder_of(model_config).to(self.device)
         choose_attention(self.model, config, self.device)
-        self.extractor = Wav2Vec2FeatureExtractor(
-            feature_size=1,
-            sampling_rate=16_000,
-            do_normalize=True,
-            return_attention_mask=model_config.feat_extract_norm == "layer",
-        )
+        self.extractor = extractor_of(model_config)
         self.grid = frame_grid(model_config)
         self.skipped = ""
 
