@@ -137,7 +137,7 @@ def test_distillation_is_minimal_for_identical_models_in_training_mode(family: s
 
 def _with_student(objective: DistillationObjective, student: Any) -> DistillationObjective:
     return DistillationObjective(
-        student, objective._teacher[0], objective.extractor, HiddenDistillation((0, 1, 2, 3), 32, 32)
+        student, objective.teacher, objective.extractor, HiddenDistillation((0, 1, 2, 3), 32, 32)
     ).train()
 
 

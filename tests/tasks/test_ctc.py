@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diminuendo.errors import UserError
-from diminuendo.tasks.ctc import ctc_loss, frames_needed, greedy, prefix_beam_search
+from diminuendo.tasks.ctc import ctc_loss, flat_alignment, frames_needed, greedy, prefix_beam_search
 from diminuendo.tasks.hypotheses import Hypothesis, log_add
 
 Labelling = tuple[int, ...]
@@ -64,6 +64,20 @@ def plain_prefix_search(log_probs: Float[Tensor, "frames vocabulary"], blank: in
 def assert_equal(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
     assert [(one.tokens, one.frames) for one in found] == [(one.tokens, one.frames) for one in expected]
     assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_greedy_decoding_of_chunks_goes_on_with_the_symbols_before_them(size: int) -> None:
+    log_probs = random_log_probs(3, 30, 3)
+    expected = greedy(log_probs, torch.tensor([30] * 3), 2)
+    found, last = [Hypothesis((), (), 0.0)] * 3, None
+    for start in range(0, 30, size):
+        chunk = log_probs[:, start : start + size]
+        for clip, new in enumerate(greedy(chunk, torch.tensor([size] * 3), 2, last)):
+            before, frames = found[clip], tuple(start + frame for frame in new.frames)
+            found[clip] = Hypothesis(before.tokens + new.tokens, before.frames + frames, before.score + new.score)
+        last = chunk[:, -1].argmax(-1)
+    assert_equal(found, expected)
 
 
 def test_greedy_decoding_collapses_repeats_before_it_leaves_blanks_out():
@@ -147,3 +161,13 @@ def test_adding_nothing_to_a_probability_leaves_it():
     assert log_add(-math.inf, -2.0) == log_add(-2.0, -math.inf) == -2.0
     assert log_add(-math.inf, -math.inf) == -math.inf
     assert log_add(math.log(0.25), math.log(0.5)) == pytest.approx(math.log(0.75))
+
+
+def test_a_flat_alignment_gives_every_label_its_share_of_a_clip_and_blanks_where_it_begins() -> None:
+    targets = torch.tensor([[1, 2, 2], [3, 0, 0], [0, 0, 0]])  # 0 is the blank, and padding
+    found = flat_alignment(targets, torch.tensor([3, 1, 0]), torch.tensor([18, 12, 4]), 0)
+    assert found[0].tolist() == [0, 1, 1, 1, 1, 1, 0, 2, 2, 2, 2, 2, 0, 2, 2, 2, 2, 2]
+    assert found[1].tolist() == [0, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3] + [-100] * 6
+    assert found[2].tolist() == [0] * 4 + [-100] * 14
+    spelled = greedy(torch.nn.functional.one_hot(found.clamp(min=0), 4).double().log(), torch.tensor([18, 12, 4]), 0)
+    assert [hypothesis.tokens for hypothesis in spelled] == [(1, 2, 2), (3,), ()]

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from diminuendo.tasks.hypotheses import Hypothesis, check_beam, log_add
 
+FLAT_BLANK = 0.1  # of a label's time in a flat start
+
 Prefixes = dict[tuple[int, ...], tuple[float, float]]
 """Of each labelling so far: log-probability of its paths that end in blank, and of those that end in its last token."""
 
@@ -36,18 +38,44 @@ def ctc_loss(
     return F.ctc_loss(log_probs, targets, lengths, target_lengths, blank, reduction="none").mean()
 
 
+def flat_alignment(
+    targets: Int[Tensor, "batch labels"],
+    target_lengths: Int[Tensor, " batch"],
+    lengths: Int[Tensor, " batch"],
+    blank: int,
+) -> Int[Tensor, "batch frames"]:
+    """For every frame the label that it has if all of a clip's labels are equally long; -100 where a clip is over.
+
+    Where its label has just begun a frame is blank, so that equal neighbours are told apart. The frames of a clip
+    without labels are blank.
+    """
+    frames = torch.arange(int(lengths.max()), device=lengths.device)
+    place = (frames + 0.5) * (target_lengths / lengths.clamp(min=1))[:, None]
+    labels = F.pad(targets, (0, 1), value=blank)  # for clips without any
+    found = labels.gather(1, place.long().clamp(max=targets.shape[1]))
+    found = found.masked_fill((place.frac() < FLAT_BLANK) | (target_lengths == 0)[:, None], blank)
+    return found.masked_fill(frames >= lengths[:, None], -100)
+
+
 def frames_needed(targets: Sequence[int]) -> int:
     """The fewest frames that can spell one clip's targets: one a label, and a blank between equal neighbours."""
     return len(targets) + sum(first == second for first, second in pairwise(targets))
 
 
 def greedy(
-    log_probs: Float[Tensor, "batch frames vocabulary"], lengths: Int[Tensor, " batch"], blank: int
+    log_probs: Float[Tensor, "batch frames vocabulary"],
+    lengths: Int[Tensor, " batch"],
+    blank: int,
+    last: Int[Tensor, " batch"] | None = None,
 ) -> list[Hypothesis]:
-    """The most probable path of each clip, repeats collapsed and then blanks left out; the score is the path's."""
+    """The most probable path of each clip, repeats collapsed and then blanks left out; the score is the path's.
+
+    Frames may come in chunks. last: the most probable symbols of the frames before the first, which go on in it.
+    """
     best, labels = log_probs.max(-1)
     valid = torch.arange(labels.shape[1], device=labels.device) < lengths.to(labels.device)[:, None]
-    before = F.pad(labels, (1, 0), value=blank)[:, :-1]
+    first = torch.full_like(labels[:, :1], blank) if last is None else last[:, None]
+    before = torch.cat([first, labels[:, :-1]], 1)
     starts = valid & (labels != blank) & (labels != before)
     scores = best.masked_fill(~valid, 0.0).sum(1, dtype=torch.float32).tolist()
     found = []

@@ -16,7 +16,7 @@ from lhotse import CutSet
 from torch import nn
 
 from diminuendo.data.audio import Skipped
-from diminuendo.data.batching import TrainingBatches
+from diminuendo.data.batching import Batch, TrainingBatches
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.training.checkpoint import clear_on_full_disk, load_checkpoint, save_checkpoint
 from diminuendo.training.config import LoopConfig, TrainingConfig
@@ -25,6 +25,9 @@ from diminuendo.training.kernels import convolution_chosen
 from diminuendo.training.progress import Meter, StageProgress
 from diminuendo.training.run import Run
 from diminuendo.training.schedules import Schedule
+
+Texts = Sequence[Sequence[int]]
+"""Of every clip the ids of its labels."""
 
 LOG_SECONDS = 60.0
 CHECKPOINT_SECONDS = 600.0
@@ -50,6 +53,7 @@ class Stage:
     """`module(waveforms, lengths, step, draw)` gives scalars, the one to minimise under `loss`.
 
     offset: steps of the stages before, for logs. after_step: called after every optimiser step.
+    texts: of a batch, the clips that can be used, and what they say, which the module is given too.
     """
 
     name: str
@@ -58,6 +62,17 @@ class Stage:
     groups: Sequence[Group]
     offset: int = 0
     after_step: Callable[[], None] = lambda: None
+    texts: Callable[[Batch], tuple[Batch, Texts]] | None = None
+
+    def take(self, batches: Iterator[Batch]) -> tuple[Batch, tuple[Texts, ...]]:
+        """The next batch of which a clip can be used."""
+        for batch in batches:
+            if self.texts is None:
+                return batch, ()
+            batch, texts = self.texts(batch)
+            if texts:
+                return batch, (texts,)
+        raise AssertionError("training batches do not end")
 
 
 @contextmanager
@@ -143,12 +158,12 @@ class Loop:
                 for settings, group in zip(optimizer.param_groups, stage.groups, strict=True):
                     settings["lr"] = group.learning_rate * group.schedule(step)
                 for micro in range(accumulate):
-                    batch = next(batches)
+                    batch, texts = stage.take(batches)
                     last = micro == accumulate - 1
                     with nullcontext() if last else self.accelerator.no_sync(module):
                         waveforms = batch.waveforms.to(self.accelerator.device)
                         lengths = batch.lengths.to(self.accelerator.device)
-                        scalars = module(waveforms, lengths, step, step * accumulate + micro)
+                        scalars = module(waveforms, lengths, step, step * accumulate + micro, *texts)
                         self.accelerator.backward(scalars["loss"] / accumulate)
                     meter.add(scalars, batch.seconds)
                 norm = nn.utils.clip_grad_norm_(clipped, self.training.clip)

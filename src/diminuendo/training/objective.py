@@ -1,5 +1,6 @@
 """What is minimised: distillation, and with gates the budget. Here pruning and distillation meet."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,33 @@ from diminuendo.training.kernels import convolution_chosen
 Scalars = dict[str, Tensor]
 
 
+class Teacher:
+    """A frozen model whose states are learned. No module, so that it is neither saved, moved, nor synchronised.
+
+    extractor: its own, where it is not the student's.
+    """
+
+    def __init__(self, model: Model, extractor: Any = None) -> None:
+        self.model, self.extractor = family_of(model).fast(model.eval()), extractor
+
+    def states(
+        self, waveforms: Tensor, lengths: Tensor, extractor: Any, inputs: Mapping[str, Any], wanted: Collection[int]
+    ) -> list[Tensor]:
+        """Hidden states, of which the wanted can be learned. inputs: what the student hears, by this extractor.
+
+        A teacher with another extractor, or one that hears whole clips where the student streams, hears its own.
+        """
+        family = family_of(self.model)
+        if self.extractor is not None and self.extractor.to_dict() != extractor.to_dict():
+            inputs = model_inputs(self.extractor, waveforms, lengths)
+        elif not family.streams:
+            inputs = {name: value for name, value in inputs.items() if name != "num_lookahead_tokens"}
+        with torch.inference_mode(), convolution_chosen(self.model):
+            states = family.hidden_states(self.model, inputs)
+        # Inference tensors cannot be saved for a backward pass: the few that are compared are copied out.
+        return [state.clone() if layer in wanted else state for layer, state in enumerate(states)]
+
+
 class DistillationObjective(nn.Module):
     """The distillation loss of a student, gated or not, against a frozen teacher.
 
@@ -25,12 +53,13 @@ class DistillationObjective(nn.Module):
     drop layers and change batch norms' statistics, and none of that belongs into a comparison of two models.
     """
 
-    def __init__(self, student: Model, teacher: Model, extractor: Any, distillation: HiddenDistillation) -> None:
+    def __init__(
+        self, student: Model, teacher: Teacher | Model, extractor: Any, distillation: HiddenDistillation
+    ) -> None:
         super().__init__()
         self.student, self.distillation = student, distillation
         self.extractor = extractor
-        # In lists, so that the teacher is neither saved, nor moved, nor synchronised with what is trained.
-        self._teacher = [family_of(teacher).fast(teacher.eval())]
+        self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
         freeze_unused(student)
 
     def readers(self, width: Axis) -> Axis:
@@ -45,14 +74,8 @@ class DistillationObjective(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
         """`loss` and its parts for clips [batch, samples]; step and draw matter with gates only."""
-        inputs = model_inputs(self.extractor, waveforms, lengths)
-        teacher, family = self._teacher[0], family_of(self.student)
-        with torch.inference_mode(), convolution_chosen(teacher):
-            states = family_of(teacher).hidden_states(teacher, inputs)
-        wanted = set(self.distillation.layers)
-        # Inference tensors cannot be saved for a backward pass: the few that are compared are copied out.
-        targets = [state.clone() if layer in wanted else state for layer, state in enumerate(states)]
-        del states
+        inputs, family = model_inputs(self.extractor, waveforms, lengths), family_of(self.student)
+        targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, self.distillation.layers)
         student = family.hidden_states(self.student, inputs)
         losses: Scalars = self.distillation(student, targets, family.frame_lengths(self.student, lengths))
         return losses
@@ -110,10 +133,10 @@ class JointObjective(nn.Module):
         """The expected fraction of the original's cost that stays; differentiable."""
         return self.cost.expected(self.kind, self.gates.open_probability) / self.total
 
-    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, *texts: Any) -> Scalars:
         """`loss` with the budget in it, the objective's own loss under `name`, and the parts of both."""
         self.gates.sample(draw)
-        scalars = self.objective(waveforms, lengths, step, draw)
+        scalars = self.objective(waveforms, lengths, step, draw, *texts)
         kept, target = self.expected_kept(), self.target(step)
         budget = self.multipliers(1.0 - kept, target)
         return {

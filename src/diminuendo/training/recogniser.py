@@ -1,0 +1,130 @@
+"""The recogniser that is trained: MODEL itself, or its encoder with a new head, and the texts that it learns."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lhotse import CutSet
+
+from diminuendo.data.batching import Batch
+from diminuendo.data.tokens import Targets, Tokens, check_texts, load_tokens, make_tokenizer, too_long_for_ctc
+from diminuendo.errors import UserError
+from diminuendo.families import Model, family_of
+from diminuendo.families.family import Task
+from diminuendo.families.inputs import SAMPLING_RATE
+from diminuendo.families.recogniser import with_head
+from diminuendo.training.loop import Texts
+from diminuendo.training.recognition_config import RecognitionConfig
+from diminuendo.training.removing import Source
+
+log = logging.getLogger(__name__)
+
+LEFT_OUT_AT_MOST = 0.01
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """task: as the configuration has it, "own" resolved. new: whether the head is."""
+
+    model: Model
+    tokens: Tokens
+    task: str
+    new: bool
+
+    @property
+    def ctc_beside(self) -> bool:
+        """Whether the encoder of a transducer has a CTC head too while it is trained."""
+        return self.task == "ctc+rnnt"
+
+
+def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
+    """What `config` makes of MODEL; a new head is drawn from the seed.
+
+    UserError for a task that the family has no recogniser for, lookaheads for a model that does not stream, a
+    recogniser without its tokenizer, and texts that give no tokens.
+    """
+    family = family_of(source.model)
+    if config.lookaheads is not None and not family.streams:
+        raise UserError(f"lookaheads: {source.name} is no streaming model, it hears whole clips; leave lookaheads out")
+    own = family.task_of(source.model)
+    task = (own or "ctc+rnnt") if config.task == "own" else str(config.task)
+    head: Task = "rnnt" if task == "ctc+rnnt" else task  # type: ignore[assignment]
+    keeps_tokens = own is not None and config.tokens is None
+    if keeps_tokens and own == head:
+        return Pupil(source.model, load_tokens(str(source.name), source.model.config), task, new=False)
+    tokens = load_tokens(str(source.name), source.model.config) if keeps_tokens else _new_tokens(cuts, config)
+    if tokens.blank != tokens.size - 1:
+        raise UserError(
+            f"MODEL's tokens have their blank at {tokens.blank}, a new head has it last; give --tokens, for new ones"
+        )
+    torch.manual_seed(config.seed)
+    widths = {"width": config.predictor_width, "layers": config.predictor_layers}
+    return Pupil(with_head(source.model, head, tokens.size - 1, **widths), tokens, task, new=True)
+
+
+def _new_tokens(cuts: CutSet, config: RecognitionConfig) -> Tokens:
+    kind = config.tokens or "characters"
+    texts = [supervision.text for cut in cuts for supervision in cut.supervisions if supervision.text]
+    if not texts:
+        raise UserError("DATA has no texts, which a recogniser is trained on; give rows with `text`")
+    return Tokens.of(make_tokenizer(kind, texts, config.token_count if kind == "pieces" else None))
+
+
+class LabelledClips:
+    """The clips of a training that can be used, and what those of a batch say.
+
+    What can be known before a clip is read is checked here; of lazy sets everything, batch by batch. UserError where
+    texts are missing or cannot be written, or clips are too long to be used whole, or too short for CTC.
+    """
+
+    def __init__(self, cuts: CutSet, pupil: Pupil, config: RecognitionConfig) -> None:
+        self.pupil, self.model, self.ctc = pupil, pupil.model, "ctc" in pupil.task
+        self.cuts, self.targets = check_texts(cuts, pupil.tokens)
+        self.left_out = ""
+        longest = min(config.max_seconds, config.seconds_per_batch)
+        if cuts.is_lazy:
+            self.cuts = self.cuts.filter(lambda cut: cut.duration <= longest)
+        else:
+            self._leave_out(longest)
+
+    def _leave_out(self, longest: float) -> None:
+        clips = list(self.cuts)
+        fitting = [cut for cut in clips if cut.duration <= longest]
+        if not fitting:
+            raise UserError(
+                f"all {len(clips)} clips are longer than {longest:g} s, the most that training takes whole; cut them, "
+                "or give a larger max_seconds and --seconds-per-batch"
+            )
+        short = self._too_short(fitting, self.targets) if self.ctc else set()
+        if len(short) > LEFT_OUT_AT_MOST * len(fitting):
+            raise UserError(
+                f"{len(short)} of {len(fitting)} clips have more labels than frames, which CTC cannot align (first: "
+                f"{min(short)}); give tokens of more letters each (pieces, words), or a model of more frames a second"
+            )
+        found = {f"longer than {longest:g} s": len(clips) - len(fitting), "more labels than frames": len(short)}
+        self.left_out = ", ".join(f"{count} clips left out: {why}" for why, count in found.items() if count)
+        if self.left_out:
+            log.warning("%s", self.left_out)
+        self.cuts = CutSet([cut for cut in fitting if cut.id not in short])
+
+    def _too_short(self, cuts: Sequence[Any], targets: Targets) -> set[str]:
+        found = targets.of(cuts)
+        samples = torch.tensor([round(cut.duration * SAMPLING_RATE) for cut in cuts])
+        frames = family_of(self.model).frame_lengths(self.model, samples)
+        long = too_long_for_ctc([found[cut.id] for cut in cuts], frames)
+        return {cut.id for cut, is_long in zip(cuts, long.tolist(), strict=True) if is_long}
+
+    def texts(self, batch: Batch) -> tuple[Batch, Texts]:
+        """The clips of a batch that can be used, and the ids of their labels."""
+        found = self.targets.of(batch.cuts)
+        usable = torch.tensor([cut.id in found for cut in batch.cuts])
+        frames = family_of(self.model).frame_lengths(self.model, batch.lengths)
+        usable &= frames > 0
+        if self.ctc:
+            usable &= ~too_long_for_ctc([found.get(cut.id, []) for cut in batch.cuts], frames)
+        if not usable.all():
+            cuts = tuple(cut for cut, is_usable in zip(batch.cuts, usable.tolist(), strict=True) if is_usable)
+            batch = replace(batch, waveforms=batch.waveforms[usable], lengths=batch.lengths[usable], cuts=cuts)
+        return batch, [found[cut.id] for cut in batch.cuts]

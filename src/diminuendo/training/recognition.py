@@ -1,0 +1,166 @@
+"""What a recogniser's training minimises: the loss of its task, alone or beside distillation."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from diminuendo.distillation.hidden import HiddenDistillation
+from diminuendo.distillation.posteriors import collapsed_lattice, ctc_posteriors
+from diminuendo.families import Model, family_of, model_inputs
+from diminuendo.families.transducer import is_transducer
+from diminuendo.structure.axis import Axis, Slice
+from diminuendo.tasks.augment import augmented, generator_of
+from diminuendo.tasks.recognition import Labels, RecognitionLoss, Scalars, output_logits, padded
+from diminuendo.tasks.transducer_loss import lattice
+from diminuendo.training.loop import Texts
+from diminuendo.training.objective import Teacher
+from diminuendo.training.recognition_config import RecognitionConfig
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """How a recogniser hears clips while it is trained.
+
+    lookaheads: of a streaming encoder, in frames; every batch has one of them, drawn like its masks from seed and draw.
+    augment_from: the step from which the input is masked, None for never. flat_start: steps of a flat start; in their
+    last third it fades.
+    """
+
+    lookaheads: tuple[int, ...] = ()
+    augment_from: int | None = None
+    seed: int = 0
+    flat_start: int = 0
+
+    def flat(self, step: int) -> float:
+        """How much of the loss of this step is a flat start's."""
+        return min(1.0, max(0.0, 3 * (1 - step / self.flat_start))) if self.flat_start else 0.0
+
+    def inputs(
+        self, model: Model, extractor: Any, waveforms: Tensor, lengths: Tensor, step: int, draw: int
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = model_inputs(extractor, waveforms, lengths)
+        generator = generator_of(self.seed, draw)
+        if self.augment_from is not None and step >= self.augment_from:
+            inputs = augmented(model, inputs, family_of(model).frame_lengths(model, lengths), generator)
+        if self.lookaheads:
+            chosen = torch.randint(len(self.lookaheads), (), generator=generator)
+            inputs["num_lookahead_tokens"] = self.lookaheads[int(chosen)]
+        return inputs
+
+
+def hearing_of(config: RecognitionConfig) -> Hearing:
+    augment_from = round(config.augment_from * config.steps) if config.augment else None
+    return Hearing(config.lookaheads or (), augment_from, config.seed, round(config.flat_start * config.steps))
+
+
+class RecognitionObjective(nn.Module):
+    """The loss of a recogniser's task, in training mode: dropout is as the configuration has it."""
+
+    def __init__(self, model: Model, extractor: Any, hearing: Hearing, *, ctc_weight: float = 0.0) -> None:
+        super().__init__()
+        self.student, self.loss = model, RecognitionLoss(model, ctc_weight)
+        self.extractor, self.hearing = extractor, hearing
+        freeze_mask(model)
+
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, texts: Texts) -> Scalars:
+        """`loss` and its parts for clips [batch, samples] and the ids of their labels."""
+        family = family_of(self.student)
+        inputs = self.hearing.inputs(self.student, self.extractor, waveforms, lengths, step, draw)
+        states = family.encoder(self.student)(**inputs).last_hidden_state
+        counts = family.frame_lengths(self.student, lengths)
+        labels = padded(texts, self.loss.blank, states.device)
+        scalars: Scalars = self.loss(self.student, states, counts, labels, self.hearing.flat(step))
+        return scalars
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the parts of a loss: the task's, hidden states', posteriors'."""
+
+    task: float = 1.0
+    hidden: float = 1.0
+    posteriors: float = 0.0
+
+
+class TaughtRecognition(nn.Module):
+    """The loss of a recogniser's task beside distillation of hidden states and of posteriors, each with its weight.
+
+    Like the teacher the student stays in evaluation mode: what shrinks is compared with what does not, and both hear
+    the same masked input. The posteriors are those of CTC's frames, or of a transducer's lattice, of a teacher with the
+    same labels; TDT has none.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Teacher,
+        extractor: Any,
+        distillation: HiddenDistillation,
+        hearing: Hearing,
+        weights: Weights,
+        *,
+        ctc_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student, self.distillation, self.task = student, distillation, RecognitionLoss(student, ctc_weight)
+        self.teacher, self.extractor, self.hearing, self.weights = teacher, extractor, hearing, weights
+        if not weights.hidden:
+            distillation.requires_grad_(False)
+        freeze_mask(student)
+
+    def readers(self, width: Axis) -> Axis:
+        """What of the loss reads the student's states, as a part of the axis of their width."""
+        pieces = [Slice(f"distillation.maps.{name}.weight", 1) for name in self.distillation.maps]
+        if self.task.ctc_head is not None:
+            pieces.append(Slice("task.ctc_head.weight", 1))
+        return replace(width, slices=tuple(pieces), gates=tuple(pieces), norms=())
+
+    def train(self, mode: bool = True) -> "TaughtRecognition":
+        super().train(mode)
+        self.student.eval()
+        return self
+
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, texts: Texts) -> Scalars:
+        """`loss`, and its parts without their weights: `task`, `hidden` and `posteriors`."""
+        family, weights = family_of(self.student), self.weights
+        inputs = self.hearing.inputs(self.student, self.extractor, waveforms, lengths, step, draw)
+        states = family.hidden_states(self.student, inputs)
+        counts = family.frame_lengths(self.student, lengths)
+        labels = padded(texts, self.task.blank, states[-1].device)
+        logits = output_logits(self.student, states[-1], labels)
+        found: Scalars = {"task": self.task.of(self.student, logits, states[-1], counts, labels)["loss"]}
+        loss = weights.task * found["task"]
+        if weights.hidden or weights.posteriors:
+            wanted = {*self.distillation.layers, len(states) - 1}
+            targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, wanted)
+            frames = min(states[0].shape[1], targets[0].shape[1])
+            if weights.hidden:
+                cut = ([one[:, :frames] for one in several] for several in (states, targets))
+                found["hidden"] = self.distillation(*cut, counts.clamp(max=frames))["loss"]
+                loss = loss + weights.hidden * found["hidden"]
+            if weights.posteriors:
+                taught = self._teacher_logits(targets[-1], labels)
+                found["posteriors"] = self._posteriors(logits[:, :frames], taught[:, :frames], counts, labels)
+                loss = loss + weights.posteriors * found["posteriors"]
+        return {"loss": loss, **found}
+
+    @torch.no_grad()
+    def _teacher_logits(self, states: Tensor, labels: Labels) -> Tensor:
+        return output_logits(self.teacher.model, states, labels)
+
+    def _posteriors(self, logits: Tensor, taught: Tensor, counts: Tensor, labels: Labels) -> Tensor:
+        counts, blank = counts.clamp(max=logits.shape[1]), self.task.blank
+        if not is_transducer(self.student):
+            return ctc_posteriors(logits, taught, counts, blank)["loss"]
+        nodes = [lattice(one, labels.ids, blank, counts, labels.lengths) for one in (logits, taught)]
+        return collapsed_lattice(nodes[0], nodes[1], counts, labels.lengths)
+
+
+def freeze_mask(model: Model) -> None:
+    """Excludes from training what masked frames become: they need not be in every batch."""
+    mask = getattr(family_of(model).encoder(model), "masked_spec_embed", None)
+    if mask is not None:
+        mask.requires_grad_(False)

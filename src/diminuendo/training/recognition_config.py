@@ -1,0 +1,58 @@
+"""What a training has to know of the recogniser that it trains."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from diminuendo.errors import UserError
+from diminuendo.training.config import TrainingConfig
+
+RecognitionTask = Literal["own", "ctc", "rnnt", "ctc+rnnt", "tdt"]
+TokenKind = Literal["characters", "pieces", "words"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecognitionConfig(TrainingConfig):
+    """The settings of a recogniser's training; clips are used whole.
+
+    task: "own" for what MODEL recognises by, which for an encoder is "ctc+rnnt": an RNN-T whose encoder also has a CTC
+    head while it is trained, whose loss counts ctc_weight.
+    tokens: None for those MODEL comes with, characters for an encoder; token_count: of "pieces".
+    predictor_width, predictor_layers: of a new transducer's predictor and joint network.
+    head_learning_rate: of all that is not the encoder.
+    flat_start: the fraction of the steps that a fine-tuning begins with by learning frames, as if all labels of a clip
+    were equally long. From weights that know nothing of speech CTC and RNN-T may stay for thousands of steps where they
+    give the most frequent labels; a flat start leads past that. It needs CTC, alone or beside.
+    augment: SpecAugment, from the fraction `augment_from` of the steps on: before, a head that is new has enough to do.
+    lookaheads: of a streaming encoder, in its frames; a batch has one of them at random. None for the model's own.
+    """
+
+    task: RecognitionTask | None = "own"
+    tokens: TokenKind | None = None
+    token_count: int = 256
+    ctc_weight: float = 0.3
+    predictor_width: int = 256
+    predictor_layers: int = 1
+    head_learning_rate: float = 1e-3
+    flat_start: float = 0.0
+    augment: bool = True
+    augment_from: float = 0.1
+    lookaheads: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, given, known in (
+            ("--task", self.task, get_args(RecognitionTask)),
+            ("--tokens", self.tokens, get_args(TokenKind)),
+        ):
+            if given is not None and given not in known:
+                raise UserError(f"{name} {given}: expected one of {', '.join(known)}")
+        for name in ("augment_from", "flat_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a fraction of the steps, from 0 to 1; got {getattr(self, name)}")
+        for name in ("token_count", "predictor_width", "predictor_layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.ctc_weight < 0:
+            raise UserError(f"ctc_weight must not be negative, got {self.ctc_weight}")
+        if self.lookaheads is not None and (not self.lookaheads or min(self.lookaheads) < 0):
+            raise UserError(f"lookaheads {self.lookaheads}: expected numbers of frames, 0 or more")
