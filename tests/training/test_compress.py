@@ -12,11 +12,13 @@ import diminuendo
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
+from diminuendo.families import family_of, model_inputs
 from diminuendo.profiling.count import count_macs_per_second
 from diminuendo.training import kernels
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.grouped_conv import by_fourier_transforms
+from diminuendo.training.objective import Teacher
 from diminuendo.training.two_stages import TwoStages
 from tiny import QUIET, audio, compress, interrupt, tiny_model, weights
 
@@ -218,12 +220,18 @@ def test_what_is_counted_is_the_model_and_not_the_kernels_that_trained_it(
     assert result["macs_per_second"]["student"] == count_macs_per_second(loaded)
 
 
-def test_a_teacher_that_hears_its_input_otherwise_is_refused(
-    teacher_folder: Path, audio_folder: Path, tmp_path: Path
-) -> None:
-    save(tiny_model(), Wav2Vec2FeatureExtractor(do_normalize=False), tmp_path / "loud")
-    with pytest.raises(UserError, match="do_normalize False, MODEL's True"):
-        compress(teacher_folder, audio_folder, tmp_path / "small", teacher=tmp_path / "loud")
+def test_a_teacher_hears_its_input_by_its_own_extractor() -> None:
+    loud, normed = Wav2Vec2FeatureExtractor(do_normalize=False), Wav2Vec2FeatureExtractor(do_normalize=True)
+    model, lengths = tiny_model("hubert", "large"), torch.tensor([8000, 8000])
+    waveforms = 0.1 * audio()
+    states = {
+        name: Teacher(model, own).states(waveforms, lengths, loud, model_inputs(loud, waveforms, lengths), ())
+        for name, own in {"its": normed, "the student's": None}.items()
+    }
+    for name, extractor in {"its": normed, "the student's": loud}.items():
+        wanted = family_of(model).hidden_states(model, model_inputs(extractor, waveforms, lengths))
+        torch.testing.assert_close(states[name], list(wanted))
+    assert (states["its"][-1] - states["the student's"][-1]).abs().max() > 0.1
 
 
 def test_short_runs_get_gates_that_can_close() -> None:

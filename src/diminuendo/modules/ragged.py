@@ -119,7 +119,8 @@ def shrink_feed_forward(layer: Any, part: str, name: str, shape: Shape, first: s
 class RaggedConfig:
     """Mixin: in config.json a sentence stands where stock classes expect the number `sentinel`, so they stop with it.
 
-    They would load what fits and leave the rest at random. The number itself is under the key `diminuendo`.
+    They would load what fits and leave the rest at random. The number itself is under the key `diminuendo`. A size that
+    tokenizers are checked against (`vocab_size`) cannot be the one: transformers opens those by the configuration.
     """
 
     sentinel = "hidden_size"
@@ -135,8 +136,8 @@ class RaggedConfig:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         values = dict(config_dict)
         ours = dict(values.pop("diminuendo"))
-        if cls.sentinel in ours:
-            values[cls.sentinel] = ours.pop(cls.sentinel)
+        for key in ours.keys() - {"format", "shape"}:  # the sentinel's number; it was another one's once
+            values[key] = ours.pop(key)
         return super().from_dict({**values, "diminuendo": ours}, **kwargs)  # type: ignore[misc]
 
 

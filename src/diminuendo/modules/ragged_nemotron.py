@@ -66,7 +66,7 @@ class RaggedNemotronEncoder(RaggedNemotronLayers, NemotronAsrStreamingEncoder):
 
 class RaggedNemotronConfig(RaggedConfig, NemotronAsrStreamingConfig):
     model_type = "diminuendo_nemotron_asr_streaming"
-    sentinel = "vocab_size"
+    sentinel = "decoder_hidden_size"
 
 
 class RaggedNemotronForRNNT(RaggedTransducer, RaggedNemotronLayers, NemotronAsrStreamingForRNNT):
@@ -81,7 +81,7 @@ class NemotronForCTC(NemotronAsrStreamingPreTrainedModel, ParakeetForCTC):
 class RaggedNemotronCTCConfig(RaggedConfig, ParakeetCTCConfig):
     model_type = "diminuendo_nemotron_asr_streaming_ctc"
     sub_configs_defaults: ClassVar = {"encoder_config": NemotronAsrStreamingEncoderConfig}
-    sentinel = "vocab_size"
+    sentinel = "ctc_zero_infinity"
 
 
 class RaggedNemotronForCTC(RaggedNemotronLayers, NemotronForCTC):

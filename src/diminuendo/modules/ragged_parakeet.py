@@ -136,7 +136,7 @@ class RaggedParakeetEncoder(RaggedParakeetLayers, ParakeetEncoder):
 
 class RaggedParakeetCTCConfig(RaggedConfig, ParakeetCTCConfig):
     model_type = "diminuendo_parakeet_ctc"
-    sentinel = "vocab_size"
+    sentinel = "ctc_zero_infinity"
 
 
 class RaggedParakeetForCTC(RaggedParakeetLayers, ParakeetForCTC):
@@ -146,7 +146,7 @@ class RaggedParakeetForCTC(RaggedParakeetLayers, ParakeetForCTC):
 
 class RaggedParakeetRNNTConfig(RaggedConfig, ParakeetRNNTConfig):
     model_type = "diminuendo_parakeet_rnnt"
-    sentinel = "vocab_size"
+    sentinel = "decoder_hidden_size"
 
 
 class RaggedParakeetForRNNT(RaggedTransducer, RaggedParakeetLayers, ParakeetForRNNT):
@@ -156,7 +156,7 @@ class RaggedParakeetForRNNT(RaggedTransducer, RaggedParakeetLayers, ParakeetForR
 
 class RaggedParakeetTDTConfig(RaggedConfig, ParakeetTDTConfig):
     model_type = "diminuendo_parakeet_tdt"
-    sentinel = "vocab_size"
+    sentinel = "decoder_hidden_size"
 
 
 class RaggedParakeetForTDT(RaggedTransducer, RaggedParakeetLayers, ParakeetForTDT):

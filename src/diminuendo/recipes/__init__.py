@@ -1,10 +1,26 @@
 """One function a published method: a complete configuration. RECIPES is a plain dict of them."""
 
 from collections.abc import Callable
+from functools import partial
 
+from diminuendo.recipes.conformer import conformer_l0
 from diminuendo.recipes.dphubert import dphubert
+from diminuendo.recipes.joint import agnostic, distil_only, joint, prune_only
 from diminuendo.training.compress_config import CompressConfig
 
-RECIPES: dict[str, Callable[[], CompressConfig]] = {"dphubert": dphubert}
+RECIPES: dict[str, Callable[[], CompressConfig]] = {
+    "dphubert": dphubert,
+    "joint-l0": partial(joint, "l0"),
+    "joint-lowrank": partial(joint, "lowrank"),
+    "joint-l0-lowrank": partial(joint, "l0+lowrank"),
+    "agnostic-l0": partial(agnostic, "l0"),
+    "agnostic-lowrank": partial(agnostic, "lowrank"),
+    "agnostic-l0-lowrank": partial(agnostic, "l0+lowrank"),
+    "prune-only-l0": partial(prune_only, "l0"),
+    "prune-only-lowrank": partial(prune_only, "lowrank"),
+    "prune-only-l0-lowrank": partial(prune_only, "l0+lowrank"),
+    "distil-only": distil_only,
+    "conformer-l0": conformer_l0,
+}
 
-__all__ = ["RECIPES", "dphubert"]
+__all__ = ["RECIPES", "agnostic", "conformer_l0", "distil_only", "dphubert", "joint", "prune_only"]

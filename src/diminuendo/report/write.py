@@ -75,7 +75,7 @@ def _comparison(runs: Sequence[LoggedRun]) -> Table:
                 run.name,
                 " ".join(str(run.identity[key]) for key in ("command", "recipe") if run.identity.get(key)),
                 *sizes,
-                _fact("removal_error", result["removal_error"]) if "removal_error" in result else "-",
+                _fact("removal_error", result["removal_error"]) if result.get("removal_error") is not None else "-",
                 run.lines[-1]["loss"] if run.lines[-1].get("stage") == "distil" and _distils(run) else "-",
                 "not finished"
                 if run.result is None
@@ -148,6 +148,8 @@ def _facts(run: LoggedRun) -> Table:
 
 
 def _fact(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
     if key == "removal_error":
         return f"{value:.1e}"
     if key == "seconds":

@@ -7,26 +7,29 @@ from typing import Any
 import torch
 
 from diminuendo.errors import UserError
-from diminuendo.families import Model, family_of
+from diminuendo.families import Model, encoder_config, family_of
 from diminuendo.families.family import is_ragged
+
+FRONT_ENDS = ("feature_extractor.", "subsampling.")
 
 
 def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
-    """An encoder of the teacher's depth, heads and front end with at most `params` parameters, fresh weights.
+    """An encoder of the depth, heads and front end of a teacher's with at most `params` parameters, fresh weights.
 
     It is the widest whose feed-forward width keeps its ratio to the width; what room is left then goes to the
     feed-forward width, so the student falls short of `params` by less than one neuron a layer. The front end's
     convolutions are the teacher's, weights included (the published deep student draws them anew): from random ones
     short trainings do not recover.
 
-    Raises UserError if not even the narrowest student fits, and for conformers.
+    Raises UserError if not even the narrowest student fits, and for conformers in the form of wav2vec 2.0.
     """
-    config = teacher.config
+    config = encoder_config(teacher)
     if is_ragged(teacher):
         raise UserError("this teacher was compressed, and a thin student is the original in small: give the original")
     if hasattr(config, "conv_depthwise_kernel_size"):
-        raise UserError(f"a thin student has the layers of wav2vec 2.0; {config.model_type} is a conformer")
-    step = math.lcm(config.num_attention_heads, config.num_conv_pos_embedding_groups)
+        raise UserError(f"a thin student has the layers of wav2vec 2.0 or of Parakeet; {config.model_type} has others")
+    # A head has as many as every other, positional convolutions have groups, and sines come in pairs with cosines.
+    step = math.lcm(config.num_attention_heads, getattr(config, "num_conv_pos_embedding_groups", 2))
     fitting, room = None, 0.0
     for width in range(step, config.hidden_size + 1, step):
         candidate = thin_config(config, width)
@@ -36,12 +39,21 @@ def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
         fitting, room = candidate, left
     if fitting is None:
         raise UserError(f"a student of {params:,.0f} parameters: even width {step} has more; allow more parameters")
-    fitting.intermediate_size += int(room / (config.num_hidden_layers * (2 * fitting.hidden_size + 1)))
+    fitting.intermediate_size += int(room / _parameters_of_a_neuron_everywhere(teacher, fitting))
     torch.manual_seed(seed)
-    student = _fresh(teacher, fitting)
-    base = family_of(teacher).encoder(teacher)
-    student.feature_extractor.load_state_dict(base.feature_extractor.state_dict())
+    student, base = _fresh(teacher, fitting), family_of(teacher).encoder(teacher)
+    family_of(teacher).initialise(student)
+    # What the subsampling's convolutions feed, a matrix, has the student's width.
+    front = {name: value for name, value in base.state_dict().items() if name.startswith(FRONT_ENDS)}
+    student.load_state_dict({name: front[name] for name in front if "subsampling.linear" not in name}, strict=False)
     return student.eval()
+
+
+def _parameters_of_a_neuron_everywhere(teacher: Model, config: Any) -> int:
+    """By how much a student grows with its feed-forward width."""
+    wider = copy.deepcopy(config)
+    wider.intermediate_size += 1
+    return _size(teacher, wider) - _size(teacher, config)
 
 
 def thin_config(config: Any, width: int) -> Any:

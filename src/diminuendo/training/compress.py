@@ -23,20 +23,27 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.structure.latency import LatencyTable
 from diminuendo.structure.shape import Shape, shape_of, sizes_of
 from diminuendo.training.card import compression_card
-from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.compress_config import LEARNED, CompressConfig, Method
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
 from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
+from diminuendo.training.recogniser import LabelledClips, Pupil, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
+from diminuendo.training.thin import thin_student
 from diminuendo.training.two_stages import TwoStages
 from diminuendo.training.unlearned import remove_in_rounds
 
 log = logging.getLogger(__name__)
 
+# What a removal begins with, by the methods that are not baselines of removal.
+_FIRST: dict[Method, Callable[[TwoStages, Loop], Model]] = {
+    **dict.fromkeys(LEARNED, TwoStages.first),
+    "thin": thin_student,
+}
 OFF_PROMISE = 0.15
 # Shorter runs are over before an estimate of them is.
 WORTH_ESTIMATING = 100
@@ -63,7 +70,7 @@ def compress(
     out: Path,
     config: CompressConfig,
     *,
-    teacher: Model | None = None,
+    teacher: Source | None = None,
     loop: LoopConfig | None = None,
     recipe: str = "dphubert",
     resume: bool = False,
@@ -71,14 +78,15 @@ def compress(
 ) -> dict[str, Any]:
     """Compresses a model and writes the smaller one to `out`; gives the run's result.
 
-    teacher: whose hidden states are learned; the model itself, if not given. The result has `params` and
+    teacher: whose hidden states are learned; the model itself, if not given. With a task in the configuration the model
+    is a recogniser, or becomes one, and texts of the clips are learned too. The result has `params` and
     `macs_per_second` (each `teacher`, the model before; `student`; `kept`), `expected_before_selection`,
     `removal_error`, the `shape`, and `out`; with a budget in latency `latency_ms`. It is kept as result.json.
 
     Raises UserError for a wrong input (a budget below what cannot be removed, a teacher of another depth, a directory
     that holds something else), RuntimeError if the removed model were not the gated one.
     """
-    given = {"MODEL": source.name, "--teacher": None if teacher is None else teacher.config.name_or_path}
+    given = {"MODEL": source.name, "--teacher": None if teacher is None else teacher.name}
     for what, name in given.items():
         if name and Path(name).resolve() == out.resolve():
             raise UserError(f"--out {out} is {what}'s own directory; give another")
@@ -94,10 +102,10 @@ def compress(
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         accelerator = trainer.accelerator
-        job.stages.teacher.to(accelerator.device)
+        job.stages.teacher.model.to(accelerator.device)
         if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
             log.info("%s", _sentence(_measured(job, accelerator.device), config))
-        removed = job.stages.first(trainer) if job.config.learned else remove_in_rounds(job.stages, trainer)
+        removed = _FIRST.get(job.config.method, remove_in_rounds)(job.stages, trainer)
         job.stages.second(trainer, removed)
         latency = _latency(job, removed, trainer.carried["shape"]) if accelerator.is_main_process else {}
         result = _result(job, removed, trainer.carried, out) | latency
@@ -106,7 +114,8 @@ def compress(
             architecture = job.stages.family.architecture_of(removed)
             assert architecture is not None
             card = compression_card(result, recipe, asdict(job.config), run.log, auto_class=architecture.auto_class)
-            save(removed.cpu(), source.extractor, out, card=card, tokenizer_of=source.name)
+            tokens = None if job.stages.clips is None else job.stages.clips.pupil.tokens.tokenizer
+            save(removed.cpu(), source.extractor, out, card=card, tokenizer=tokens, tokenizer_of=source.name)
 
         return result, write
 
@@ -118,14 +127,14 @@ def dry_run(
     cuts: CutSet,
     config: CompressConfig,
     *,
-    teacher: Model | None = None,
+    teacher: Source | None = None,
     loop: LoopConfig | None = None,
     recipe: str = "dphubert",
 ) -> dict[str, Any]:
     """What the budget can reach, and from one measured step the time and memory that the run would take."""
     job = _timed(_checked(source, cuts, config, teacher, recipe), loop or LoopConfig(), lambda: None)
     device = make_accelerator(config.precision, (loop or LoopConfig()).device).device
-    job.stages.teacher.to(device)
+    job.stages.teacher.model.to(device)
     kind = config.budget.kind
     least = smallest_cost(job.cost, kind, config.round_to)
     measured = _measured(job, device)
@@ -146,17 +155,23 @@ def _frames_in_10_s(model: Model) -> int:
     return int(family_of(model).frame_lengths(model, torch.tensor(10 * SAMPLING_RATE)))
 
 
-def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Model | None, recipe: str) -> _Job:
+def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Source | None, recipe: str) -> _Job:
     if config.objective == "masked_prediction":
         if teacher is not None:
             raise UserError("--teacher: the objective masked_prediction has no teacher; leave one of the two out")
-        labels_of(source.name)
-    teacher = source.model if teacher is None else teacher
-    depth, teacher_depth = (encoder_config(model).num_hidden_layers for model in (source.model, teacher))
+        labels_of(given.name)
+    source, clips = given, None
+    if config.task is not None:
+        pupil = pupil_of(given, cuts, config)
+        source, clips = replace(given, model=pupil.model), LabelledClips(cuts, pupil, config)
+        cuts = clips.cuts
+        config = replace(config, posterior_weight=_posterior_weight(config, pupil, teacher))
+    teacher = source if teacher is None else teacher
+    depth, teacher_depth = (encoder_config(one.model).num_hidden_layers for one in (source, teacher))
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
-    frames, teacher_frames = (_frames_in_10_s(model) for model in (source.model, teacher))
-    if frames != teacher_frames:
+    frames, teacher_frames = (_frames_in_10_s(one.model) for one in (source, teacher))
+    if abs(frames - teacher_frames) > (clips is not None):  # convolutions that look back give one more
         raise UserError(
             f"--teacher gives {teacher_frames} frames for 10 s, MODEL {frames}: a teacher needs MODEL's frame rate"
         )
@@ -165,7 +180,7 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
     plain = gateable(source.model, factored=config.factored, meta=True)
-    free = free_axes(plain, config.fixed_kinds)
+    free = free_axes(plain, config.fixed_kinds, head=config.head_free)
     if config.width and not any(axis.kind == "width" for axis in free):
         raise UserError(
             "--width: MODEL's residual stream cannot become narrower, for its adapter stays as it is and reads it all; "
@@ -177,9 +192,27 @@ def _checked(source: Source, cuts: CutSet, config: CompressConfig, teacher: Mode
         count = count_macs_per_second if config.budget.kind == "macs" else count_parameters
         total = float(count(source.model))
         check_budget(cost, config.budget, total, config.round_to)
-    stages = TwoStages(source, teacher, cuts, config, cost, total)
+    stages = TwoStages(source, teacher, cuts, config, cost, total, clips)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
-    return _Job(stages, cost, total, _identity(source, teacher, cuts, config, recipe), recipe)
+    return _Job(stages, cost, total, _identity(given, teacher, cuts, config, recipe), recipe)
+
+
+def _posterior_weight(config: CompressConfig, pupil: Pupil, teacher: Source | None) -> float:
+    """The configuration's; None resolved. UserError for a weight where there are no posteriors to learn from."""
+    if teacher is None and pupil.new:
+        why = "MODEL's head is new and teaches nothing; give a recogniser as --teacher"
+    else:
+        model = pupil.model if teacher is None else teacher.model
+        kinds = [(family_of(one).task_of(one), getattr(one.config, "vocab_size", 0)) for one in (pupil.model, model)]
+        if kinds[0] == kinds[1] and kinds[0][0] != "tdt":
+            return 1.0 if config.posterior_weight is None else config.posterior_weight
+        (mine, tokens), (its, its_tokens) = kinds
+        why = f"the student recognises by {mine} with {tokens} tokens, the teacher by {its} with {its_tokens}"
+    if config.posterior_weight:
+        raise UserError(
+            f"posterior_weight: {why}; expected a teacher by CTC or RNN-T with the same tokens, or leave it out"
+        )
+    return 0.0
 
 
 def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | None]) -> _Job:
@@ -207,7 +240,7 @@ def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | 
     assert table is not None
     cost, total, old = replace(job.cost, table=table), table.total_ms, job.stages
     check_budget(cost, config.budget, total, config.round_to)
-    stages = TwoStages(old.source, old.teacher, old.cuts, config, cost, total)
+    stages = TwoStages(old.source, old.teacher, old.cuts, config, cost, total, old.clips)
     return replace(job, stages=stages, cost=cost, total=total)
 
 
@@ -243,14 +276,14 @@ def _latency(job: _Job, removed: Model, shape: Shape) -> dict[str, Any]:
     return {"latency_ms": {**figures, "promised_kept": promised_kept, "threads": table.threads, "device": table.device}}
 
 
-def _identity(source: Source, teacher: Model, cuts: CutSet, config: CompressConfig, recipe: str) -> dict[str, Any]:
+def _identity(source: Source, teacher: Source, cuts: CutSet, config: CompressConfig, recipe: str) -> dict[str, Any]:
     """What a checkpoint belongs to."""
     return {
         "command": "compress",
         "recipe": recipe,
         "source": source.name,
         "model_fingerprint": fingerprint(source.model),
-        "teacher_fingerprint": fingerprint(teacher),
+        "teacher_fingerprint": fingerprint(teacher.model),
         **clips_of(cuts),
         "config": asdict(config),
     }
@@ -295,7 +328,8 @@ def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> d
         "removal_error": facts["removal_error"],
         "sampling_at_start": facts.get("sampling_at_start"),
         "shape": facts["shape"],
-        "full_shape": shape_of(job.stages.family.axes(job.stages.source.model)) | shape_of(job.cost.axes),
+        "full_shape": facts["shape"]
+        and (shape_of(job.stages.family.axes(job.stages.source.model)) | shape_of(job.cost.axes)),
         "method": job.config.method,
         "steps": list(job.config.stage_steps),
         "skipped": facts["skipped"],

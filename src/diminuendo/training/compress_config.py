@@ -7,15 +7,15 @@ from diminuendo.distillation.hidden import CosineForm
 from diminuendo.errors import UserError
 from diminuendo.pruning.budget import Budget, parse_budget
 from diminuendo.structure.axis import AxisKind
-from diminuendo.training.config import TrainingConfig
+from diminuendo.training.recognition_config import RecognitionConfig, RecognitionTask
 
 Objective = Literal["distillation", "masked_prediction"]
-Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop"]
+Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop", "thin"]
 LEARNED: tuple[Method, ...] = ("l0", "lowrank", "l0+lowrank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig(TrainingConfig):
+class CompressConfig(RecognitionConfig):
     """A complete configuration of a compression.
 
     keep: the budget, like params=0.25. latency_device, latency_threads: where a budget in latency is measured, "cpu" or
@@ -23,12 +23,17 @@ class CompressConfig(TrainingConfig):
     steps: of the joint stage; distil_steps: of the second, None for half of them.
     method: "l0" learns which members go, "lowrank" which ranks of the matrices, "l0+lowrank" both. The others remove
     without learning, by chance, by the size of weights, by how far hidden states would move, or whole layers; the steps
-    of both stages then follow in one. rounds: with those, in how many steps the budget is reached; before all but the
+    of both stages then follow in one. So they do with "thin": a student with fresh weights, of MODEL's depth and less
+    width. rounds: with those, in how many steps the budget is reached; before all but the
     last a share of `steps` is spent on distilling.
     round_to: kept widths are multiples of it, and of 32 too for channels where there are 128 or more, unless it is 1.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
     a model that `pretrain` has made.
+    task: None, or what the model learns to recognise at the same time ("own": what MODEL recognises by): then clips are
+    used whole, need texts, and the loss is the sum of task_weight times the task's, hidden_weight times the hidden
+    states' and posterior_weight times the posteriors' distillation, whose teacher must have MODEL's labels; None for 1
+    where it has them, else 0.
     layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
@@ -51,6 +56,10 @@ class CompressConfig(TrainingConfig):
     objective: Objective = "distillation"
     fixed: tuple[str, ...] = ()
     width: bool = False
+    task: RecognitionTask | None = None
+    task_weight: float = 1.0
+    hidden_weight: float = 1.0
+    posterior_weight: float | None = None
     layers: tuple[int, ...] | None = None
     cosine: CosineForm = "one_minus"
     cosine_weight: float = 1.0
@@ -74,7 +83,7 @@ class CompressConfig(TrainingConfig):
             raise UserError(f"latency_threads must be at least 1, or 0 for the run's, got {self.latency_threads}")
         if self.method not in get_args(Method):
             raise UserError(f"--method {self.method}: expected one of {', '.join(get_args(Method))}")
-        if self.rounds < 1 or (self.rounds > 1 and self.learned):
+        if self.rounds < 1 or (self.rounds > 1 and (self.learned or self.method == "thin")):
             raise UserError(f"rounds {self.rounds}: expected 1, or more with a method that removes without learning")
         if self.rounds > self.steps:
             raise UserError(f"rounds {self.rounds}: more than steps, {self.steps}; expected at most one a step")
@@ -95,6 +104,12 @@ class CompressConfig(TrainingConfig):
         if self.width and (self.method == "layerdrop" or self.objective == "masked_prediction"):
             other = f"--method {self.method}" if self.method == "layerdrop" else f"objective {self.objective}"
             raise UserError(f"--width: {other} leaves the residual stream as it is; leave one of the two out")
+        if min(self.task_weight, self.hidden_weight, self.posterior_weight or 0.0) < 0:
+            raise UserError("task_weight, hidden_weight and posterior_weight must not be negative")
+        if self.method == "thin" and (self.budget.kind != "params" or self.width or self.objective != "distillation"):
+            raise UserError("--method thin: a student of some number of parameters; give --keep params=... alone")
+        if self.task is not None and self.objective == "masked_prediction":
+            raise UserError("--task: the objective masked_prediction has no texts; leave one of the two out")
         if self.cosine not in get_args(CosineForm):
             raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
         if self.distil_steps is not None and self.distil_steps < 0:
@@ -118,6 +133,11 @@ class CompressConfig(TrainingConfig):
     def learned(self) -> bool:
         """Whether gates learn what goes."""
         return self.method in LEARNED
+
+    @property
+    def head_free(self) -> bool:
+        """Whether a transducer's predictor and joint network may shrink: where a learned loss sees them."""
+        return self.learned and self.task is not None and self.task_weight > 0
 
     @property
     def factored(self) -> bool:

@@ -12,11 +12,13 @@ from diminuendo.data.batching import Batch
 from diminuendo.distillation.hidden import valid_frames
 from diminuendo.families import Model, build, family_of, model_inputs
 from diminuendo.families.family import shape_before
+from diminuendo.families.transducer import is_transducer
 from diminuendo.pruning.factorize import multiply_back
 from diminuendo.pruning.gating import Gates, plain_state
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.shape import Shape, shape_of
+from diminuendo.tasks.transducer import joint_logits, predict
 
 REMOVAL_TOLERANCE = 1e-4
 
@@ -30,9 +32,13 @@ class Source:
     name: str | None = None
 
 
-def free_axes(model: Model, fixed: Collection[str]) -> tuple[Axis, ...]:
-    """The axes that may shrink: those that losses on hidden states see, of other kinds than `fixed`."""
-    free = [axis for axis in family_of(model).encoder_axes(model) if axis.kind not in fixed]
+def free_axes(model: Model, fixed: Collection[str], *, head: bool = False) -> tuple[Axis, ...]:
+    """The axes that may shrink, of other kinds than `fixed`: those that losses on hidden states see.
+
+    head: and those of a transducer's predictor and joint network, which the loss of its task sees.
+    """
+    family = family_of(model)
+    free = [axis for axis in (family.axes if head else family.encoder_axes)(model) if axis.kind not in fixed]
     names = {axis.name for axis in free}
     return tuple(axis if axis.parent in names else replace(axis, parent=None) for axis in free)
 
@@ -83,10 +89,12 @@ def gateable(model: Model, *, factored: bool, meta: bool = False) -> Model:
     return family.factorised(plain) if factored else plain
 
 
-def removed_again(source: Source, shape: Shape, fixed: Collection[str], *, factored: bool = False) -> Model:
-    """A model of a shape that was removed before, for a checkpoint to fill."""
+def removed_again(
+    source: Source, shape: Shape, fixed: Collection[str], *, factored: bool = False, head: bool = False
+) -> Model:
+    """A model of a shape that was removed before, for a checkpoint to fill. head: as of `free_axes`."""
     plain = gateable(source.model, factored=factored)
-    axes = free_axes(plain, fixed)
+    axes = free_axes(plain, fixed, head=head)
     # Which members stay matters for sizes only: the checkpoint holds their weights. What was multiplied back has no
     # ranks in the shape, and will be again.
     selection = {axis.name: _any_members(axis.size, shape.get(axis.name, axis.size)) for axis in axes}
@@ -107,6 +115,7 @@ def removal_error(
 ) -> float:
     """The largest ||a - b|| / ||b|| over hidden states, valid frames only, in fp32; NaN where any is.
 
+    Of a transducer also over what its joint network gives for some labels.
     width: which members of the gated model's residual stream are there in the removed one, if not all.
     """
     family, device = family_of(gated), gated.device
@@ -119,4 +128,13 @@ def removal_error(
         valid = valid_frames(family.frame_lengths(gated, lengths), states[0][0].shape[1])
         kept = slice(None) if width is None else width.to(device)
         errors = [(a - b[..., kept])[valid].norm() / b[..., kept][valid].norm() for a, b in zip(*states, strict=True)]
+        if is_transducer(gated):
+            joint = [_logits(model, found[-1]) for model, found in zip((removed, gated), states, strict=True)]
+            errors.append((joint[0] - joint[1])[valid].norm() / joint[1][valid].norm())
         return float(torch.stack(errors).max())
+
+
+def _logits(model: Model, states: Tensor) -> Tensor:
+    """What a transducer makes of the last states and of the same few labels for every clip."""
+    some = torch.arange(4, device=states.device).expand(len(states), -1)
+    return joint_logits(model, model.encoder_projector(states), predict(model, some))

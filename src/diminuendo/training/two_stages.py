@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -21,59 +22,108 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.kernels import choose_attention, convolution_chosen
-from diminuendo.training.loop import Group, Loop, Stage
-from diminuendo.training.objective import DistillationObjective, JointObjective
+from diminuendo.training.loop import Group, Loop, Stage, Texts
+from diminuendo.training.objective import DistillationObjective, JointObjective, Teacher
 from diminuendo.training.own_prediction import own_prediction
+from diminuendo.training.recogniser import LabelledClips
+from diminuendo.training.recognition import TaughtRecognition, Weights, hearing_of
 from diminuendo.training.removing import Source, free_axes, gateable, remove_and_compare, removed_again
-from diminuendo.training.schedules import constant, warm_up_then_decay
+from diminuendo.training.schedules import Schedule, constant, warm_up_then_decay
 
 log = logging.getLogger(__name__)
 
 OFF_BUDGET = 0.02
 
+Objective = DistillationObjective | TaughtRecognition | MaskedPrediction
+
 
 class TwoStages:
-    """The two stages of one compression. `config` is a resolved one."""
+    """The two stages of one compression. `config` is a resolved one.
+
+    clips: what the audio says, where the model learns to recognise it.
+    """
 
     def __init__(
         self,
         source: Source,
-        teacher: Model,
+        teacher: Source,
         cuts: CutSet,
         config: CompressConfig,
         cost: CostModel,
         total: float,
+        clips: LabelledClips | None = None,
     ) -> None:
         self.source, self.teacher, self.cuts, self.config = source, teacher, cuts, config
+        self.clips = clips
         self.layers, self.cost, self.total = config.layers or (), cost, total
         self.family = family_of(source.model)
 
     def _distillation(self, student: Model) -> HiddenDistillation:
         config = self.config
-        student_dim, teacher_dim = stream_width(student), stream_width(self.teacher)
+        student_dim, teacher_dim = stream_width(student), stream_width(self.teacher.model)
         torch.manual_seed(config.seed)
         return HiddenDistillation(
             self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
         )
 
-    def _objective(self, student: Model, device: torch.device) -> DistillationObjective | MaskedPrediction:
+    def _objective(self, student: Model, device: torch.device) -> Objective:
         """What both stages minimise, with a fresh state; the student is ours, its attention the fastest to train."""
         choose_attention(student, self.config, device)
         if self.config.objective == "masked_prediction":
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
-        return DistillationObjective(student, self.teacher, self.source.extractor, self._distillation(student))
+        teacher, extractor = Teacher(self.teacher.model, self.teacher.extractor), self.source.extractor
+        distillation = self._distillation(student)
+        if self.clips is None:
+            return DistillationObjective(student, teacher, extractor, distillation)
+        config = self.config
+        weights = Weights(config.task_weight, config.hidden_weight, config.posterior_weight or 0.0)
+        ctc_weight = config.ctc_weight if self.clips.pupil.ctc_beside else 0.0
+        hearing = hearing_of(config)
+        return TaughtRecognition(student, teacher, extractor, distillation, hearing, weights, ctc_weight=ctc_weight)
+
+    @property
+    def crops(self) -> bool:
+        """Whether a batch's clips are cropped: not where they have texts, which are of the whole clips."""
+        return self.config.crop_to_shortest and self.clips is None
+
+    @property
+    def _texts(self) -> Callable[[Batch], tuple[Batch, Texts]] | None:
+        return None if self.clips is None else self.clips.texts
+
+    def _labelled(self, batch: Batch) -> tuple[Batch, tuple[Texts, ...]]:
+        """A batch as an objective takes it."""
+        if self.clips is None:
+            return batch, ()
+        batch, texts = self.clips.texts(batch)
+        return batch, (texts,)
+
+    def _groups(self, objective: Any, rate: float, schedule: Schedule) -> list[Group]:
+        """All that is trained; a new head has a rate of its own."""
+        trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        new = self.clips is not None and self.clips.pupil.new
+        inside = {id(parameter) for parameter in self.family.encoder(objective.student).parameters()}
+        maps = {id(parameter) for parameter in getattr(objective, "distillation", nn.Module()).parameters()}
+        head = [p for p in trained if new and id(p) not in inside and id(p) not in maps]
+        fresh = {id(parameter) for parameter in head}
+        rest = [parameter for parameter in trained if id(parameter) not in fresh]
+        decay = self.config.weight_decay
+        groups = [Group(rest, rate, schedule, weight_decay=decay)]
+        return groups + ([Group(head, self.config.head_learning_rate, schedule, weight_decay=decay)] if head else [])
 
     def _joint_objective(self, device: torch.device) -> JointObjective:
         # Gates are attached on the CPU: there they have their first values.
         config, student = self.config, gateable(self.source.model, factored=self.config.factored).cpu()
         rates = {"neurons": config.neuron_drop_rate or config.drop_rate}
         gates = Gates(
-            free_axes(student, config.fixed_kinds), drop_rate=config.drop_rate, drop_rates=rates, seed=config.seed
+            free_axes(student, config.fixed_kinds, head=config.head_free),
+            drop_rate=config.drop_rate,
+            drop_rates=rates,
+            seed=config.seed,
         )
         objective = self._objective(student, device)
         attach(student, gates)
         if width := [axis for axis in gates.axes if axis.kind == "width"]:
-            assert isinstance(objective, DistillationObjective)
+            assert isinstance(objective, DistillationObjective | TaughtRecognition)
             attach(objective, gates, [objective.readers(width[0])])
         return JointObjective(
             objective,
@@ -94,19 +144,19 @@ class TwoStages:
         """
         if trainer.resumed_stage == "distil":
             shape, config = trainer.carried["shape"], self.config
-            return removed_again(self.source, shape, config.fixed_kinds, factored=config.factored)
+            head = config.head_free
+            return removed_again(self.source, shape, config.fixed_kinds, factored=config.factored, head=head)
         objective, config = self._joint_objective(trainer.accelerator.device), self.config
         at_start = self._sampling_at_start(objective)
-        weights = _trained(objective.objective)
         multipliers = list(objective.multipliers.parameters())
         schedule = warm_up_then_decay(config.steps, config.warm_up)
         groups = [
-            Group(weights, config.learning_rate, schedule, weight_decay=config.weight_decay),
+            *self._groups(objective.objective, config.learning_rate, schedule),
             Group([objective.gates.log_alpha], config.gate_rate, constant, clipped=False),
             Group(multipliers, config.multiplier_rate, constant, maximize=True, clipped=False),
         ]
-        stage = Stage("joint", config.steps, objective, groups, after_step=objective.clamp)
-        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest)
+        stage = Stage("joint", config.steps, objective, groups, after_step=objective.clamp, texts=self._texts)
+        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=self.crops)
         removed, facts = self._remove(objective)
         trainer.carried = {**facts, "sampling_at_start": at_start, "skipped": skipped}
         return removed
@@ -114,9 +164,9 @@ class TwoStages:
     @torch.no_grad()
     def _sampling_at_start(self, objective: JointObjective) -> float:
         """The distillation loss that sampled gates cause before anything is learned."""
-        batch = self.check_batch
+        batch, texts = self._labelled(self.check_batch)
         device = objective.gates.log_alpha.device
-        scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0)
+        scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0, *texts)
         loss = float(scalars[objective.name])
         log.info("with gates sampled at the start the %s loss is %.4f", objective.name.replace("_", " "), loss)
         return loss
@@ -125,13 +175,13 @@ class TwoStages:
         """Seconds of one joint step on a real batch, the second of two; nothing is kept of them."""
         objective = self._joint_objective(device)
         objective.train()
-        settings = self.config.batch_settings(crop_to_shortest=self.config.crop_to_shortest)
-        batch, seconds = look_at_one(self.cuts, settings), 0.0
+        batch, texts = self._labelled(look_at_one(self.cuts, self.config.batch_settings(crop_to_shortest=self.crops)))
+        seconds = 0.0
         for _ in range(2):
             started = time.perf_counter()
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
             with autocast, convolution_chosen(objective):  # as in the loop
-                scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0)
+                scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0, *texts)
             scalars["loss"].backward()
             float(scalars["loss"].detach())  # waits for the device
             seconds = time.perf_counter() - started
@@ -185,10 +235,10 @@ class TwoStages:
         before, steps = self.config.stage_steps
         if steps:
             self._distil(trainer, objective, "distil", steps, offset=before)
-        if isinstance(objective, DistillationObjective):
+        if isinstance(objective, DistillationObjective):  # else the head has learned what there is to read
             self._fold_map(removed, objective.distillation)
 
-    def _objective_again(self, trainer: Loop, removed: Model) -> DistillationObjective | MaskedPrediction:
+    def _objective_again(self, trainer: Loop, removed: Model) -> Objective:
         """What a removed model minimises, from where the stage before left off."""
         objective = self._objective(removed, trainer.accelerator.device)
         objective.load_state_dict({**objective.state_dict(), **trainer.carried.get("heads", {})})
@@ -201,10 +251,10 @@ class TwoStages:
     def _distil(self, trainer: Loop, objective: nn.Module, name: str, steps: int, offset: int) -> None:
         config = self.config
         schedule = warm_up_then_decay(steps, config.distil_warm_up)
-        group = Group(_trained(objective), config.distil_learning_rate, schedule, weight_decay=config.weight_decay)
-        stage = Stage(name, steps, objective, [group], offset=offset)
+        groups = self._groups(objective, config.distil_learning_rate, schedule)
+        stage = Stage(name, steps, objective, groups, offset=offset, texts=self._texts)
         order = 1 if name == "distil" else 2 + offset  # apart from the batches of other stages
-        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=config.crop_to_shortest, order=order)
+        skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=self.crops, order=order)
         trainer.carried["skipped"] = skipped
 
     @torch.no_grad()
@@ -213,7 +263,7 @@ class TwoStages:
 
         Where the teacher is another model than MODEL the head is of neither's states, and stays as it is.
         """
-        if self.teacher is not self.source.model or not self.family.is_recogniser(removed):
+        if self.teacher.model is not self.source.model or not self.family.is_recogniser(removed):
             return
         encoder = encoder_config(removed)
         if encoder.num_hidden_layers not in self.layers or getattr(encoder, "add_adapter", False):
@@ -223,10 +273,6 @@ class TwoStages:
         weight = self.family.head(self.source.model).weight.to(head.weight).flatten(1)  # all of it, of what is read
         head.bias += weight @ shared.bias
         head.weight.copy_((weight @ shared.weight).view_as(head.weight))
-
-
-def _trained(*modules: nn.Module) -> list[nn.Parameter]:
-    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _heads(objective: nn.Module) -> dict[str, torch.Tensor]:
@@ -239,8 +285,8 @@ def _heads(objective: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def heads_after(objective: nn.Module, gates: Gates, selection: Selection) -> dict[str, torch.Tensor]:
+def heads_after(objective: Any, gates: Gates, selection: Selection) -> dict[str, torch.Tensor]:
     """What an objective has beside its student, of the width that a selection leaves of the student's states."""
     width = [axis for axis in gates.axes if axis.kind == "width"]
-    readers = [objective.readers(axis) for axis in width if isinstance(objective, DistillationObjective)]
-    return remove(tuple(readers), _heads(objective), selection)
+    readers = tuple(objective.readers(axis) for axis in width if hasattr(objective, "readers"))
+    return remove(readers, _heads(objective), selection)

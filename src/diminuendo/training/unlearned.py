@@ -84,7 +84,7 @@ def _scores(stages: TwoStages, plain: Model, axes: tuple[Axis, ...], device: tor
 
 def _states(stages: TwoStages, model: Model) -> Iterator[Callable[[], Sequence[Tensor]]]:
     """For some batches, what gives the distilled hidden states of valid frames."""
-    settings = stages.config.batch_settings(crop_to_shortest=stages.config.crop_to_shortest)
+    settings = stages.config.batch_settings(crop_to_shortest=stages.crops)
     batches = TrainingBatches(stages.cuts, settings, Skipped(named=False))
     try:
         for batch in islice(batches, TAYLOR_BATCHES):

@@ -1,0 +1,33 @@
+"""A student of a fixed shape in the place of what is left of a model: what removal has to be better than."""
+
+from diminuendo.families import Model
+from diminuendo.families.recogniser import with_head
+from diminuendo.profiling.count import count_parameters
+from diminuendo.students.deep_thin import deep_thin
+from diminuendo.training.loop import Loop
+from diminuendo.training.two_stages import TwoStages
+
+
+def thin_student(stages: TwoStages, trainer: Loop) -> Model:
+    """A student with fresh weights of the whole budget: of a recogniser its encoder is thin, its head of full width.
+
+    Raises UserError if none is so small.
+    """
+    source, config, family = stages.source.model, stages.config, stages.family
+    encoder, task = family.encoder(source), family.task_of(source)
+    beside = count_parameters(source) - count_parameters(encoder)
+    student = deep_thin(encoder, config.budget.amount(stages.total) - beside, seed=config.seed)
+    if task is not None:
+        lstm = source.decoder.lstm if task != "ctc" else None
+        widths = {} if lstm is None else {"width": lstm.hidden_size, "layers": lstm.num_layers}
+        student = with_head(student, task, source.config.vocab_size - 1, **widths)
+    kept = count_parameters(student) / count_parameters(source)
+    trainer.carried = {
+        "skipped": "",
+        **trainer.carried,
+        "heads": {},
+        "shape": None,
+        "expected_before_selection": kept,
+        "removal_error": None,
+    }
+    return student

@@ -1,0 +1,155 @@
+"""Compression and recognition in one run: the budget, the loss and its parts, teachers, recipes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import diminuendo
+from diminuendo import api
+from diminuendo.distillation.hidden import HiddenDistillation
+from diminuendo.errors import Interrupted, UserError
+from diminuendo.export.huggingface import save
+from diminuendo.families import family_of
+from diminuendo.families.recogniser import with_head
+from diminuendo.recipes import RECIPES
+from diminuendo.training.configurations import read_configuration
+from diminuendo.training.objective import Teacher
+from diminuendo.training.own_prediction import encoder_of
+from diminuendo.training.own_prediction import extractor_of as fresh_extractor
+from diminuendo.training.recognition import Hearing, TaughtRecognition, Weights
+from spoken import spoken_corpus
+from tiny import QUIET, extractor_of, interrupt, tiny_model, weights
+
+TEXTS = ["ba", "du", "ki", "ba du", "du ki", "ki ba", "ba ki du", "ki du ba"]
+SETTINGS: dict[str, Any] = {
+    "loop": QUIET,
+    "steps": 8,
+    "seconds_per_batch": 6.0,
+    "tokens": "words",
+    "predictor_width": 16,
+    "round_to": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spoken_corpus(tmp_path_factory.mktemp("spoken"), TEXTS)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, Path]:
+    """Encoders, and recognisers on them."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("parakeet", "nemotron"):
+        torch.manual_seed(0)
+        config = read_configuration(f"micro-{name}")
+        save(encoder_of(config), fresh_extractor(config), folder / name)
+        for task in ("ctc", "rnnt"):
+            settings = {key: value for key, value in SETTINGS.items() if key != "round_to"}
+            api.finetune(folder / name, corpus, folder / f"{name}-{task}", task=task, **settings)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def compress(model: Path, corpus: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    return api.compress_to_result(model, corpus, out, **{"keep": "params=0.5", "task": "own", **SETTINGS, **settings})
+
+
+@pytest.mark.parametrize("method", ["l0", "lowrank", "l0+lowrank", "magnitude", "thin"])
+def test_an_encoder_becomes_a_small_recogniser_of_the_size_that_was_asked(
+    method: str, models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    result = compress(models["parakeet"], corpus, tmp_path / "small", method=method, keep="params=0.6")
+    assert 0.5 < result["params"]["kept"] <= 0.6
+    assert result["removal_error"] is None if method == "thin" else result["removal_error"] < 1e-4
+    model = diminuendo.load(tmp_path / "small")
+    assert family_of(model).task_of(model) == "rnnt"
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["student"]
+    assert api.evaluate(tmp_path / "small", corpus)["words"] == 15
+    # What a learned loss sees may go, the predictor's width too; removal without learning leaves the head alone.
+    learned = method in ("l0", "l0+lowrank")
+    assert (model.decoder.lstm.hidden_size + model.joint.head.in_features < 32) or not learned
+    assert model.joint.head.in_features == 16 or learned
+
+
+@pytest.mark.parametrize("task", ["ctc", "rnnt"])
+def test_a_recogniser_is_compressed_with_its_posteriors_and_the_same_again_when_resumed(
+    task: str, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"tokens": None, "width": True}
+    compress(models[f"parakeet-{task}"], corpus, tmp_path / "whole", **settings)
+    for at in (5, 6):  # in the joint stage, and in the second: the steps of a run are counted anew
+        with monkeypatch.context() as patch:
+            interrupt(patch, at)
+            with pytest.raises(Interrupted):
+                compress(models[f"parakeet-{task}"], corpus, tmp_path / "parts", resume=True, **settings)
+    compress(models[f"parakeet-{task}"], corpus, tmp_path / "parts", resume=True, **settings)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    lines = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    assert all('"posteriors"' in line and '"hidden"' in line and '"task"' in line for line in lines)
+
+
+def test_a_student_that_streams_learns_from_a_teacher_that_hears_whole_clips(
+    models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    settings = {"tokens": None, "teacher": models["parakeet-rnnt"], "lookaheads": (0, 1)}
+    result = compress(models["nemotron-rnnt"], corpus, tmp_path / "small", **settings)
+    assert result["params"]["kept"] <= 0.5
+    assert '"posteriors"' in (tmp_path / "small" / "log.jsonl").read_text()
+    assert api.evaluate(tmp_path / "small", corpus, lookahead=80)["clips"] == len(TEXTS)
+
+
+def test_posteriors_of_a_head_that_is_new_or_has_other_labels_are_refused(
+    models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="MODEL's head is new and teaches nothing"):
+        compress(models["parakeet"], corpus, tmp_path / "small", posterior_weight=1.0)
+    with pytest.raises(UserError, match="recognises by rnnt with 4 tokens, the teacher by ctc with 4"):
+        compress(models["parakeet"], corpus, tmp_path / "small", posterior_weight=1.0, teacher=models["parakeet-ctc"])
+    with pytest.raises(UserError, match="no streaming model"):
+        compress(models["parakeet"], corpus, tmp_path / "small", lookaheads=(0,))
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("task", ["ctc", "rnnt"])
+@pytest.mark.parametrize("family", ["parakeet", "hubert"])
+def test_what_is_distilled_of_identical_recognisers_is_nothing(family: str, task: Any) -> None:
+    style = "encoder" if family == "parakeet" else "large"
+    model = with_head(tiny_model(family, style), task, 10, width=24)
+    extractor = extractor_of(model)
+    distillation = HiddenDistillation((0, 1, 3), 32, 32)
+    student = family_of(model).plain(model)
+    objective = TaughtRecognition(
+        student, Teacher(model), extractor, distillation, Hearing(augment_from=0), Weights(posteriors=1.0)
+    )
+    objective.train()
+    waveforms = torch.randn(2, 12_000, generator=torch.Generator().manual_seed(0))
+    scalars = objective(waveforms, torch.tensor([12_000, 9_000]), 3, 3, [[1, 2], [3]])
+    assert scalars["hidden"].item() == pytest.approx(0, abs=2e-6)
+    assert scalars["posteriors"].item() == pytest.approx(0, abs=2e-6)
+    assert scalars["loss"].item() == pytest.approx(scalars["task"].item(), rel=1e-5)
+    scalars["loss"].backward()
+    heads = [p for p in student.parameters() if p.grad is not None]
+    assert len(heads) > 10
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_runs_end_to_end(
+    recipe: str, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RECIPES[recipe]()
+    own = {name: None if config.task is None else value for name, value in SETTINGS.items() if name != "loop"}
+    own |= {"steps": 4, "seconds_per_batch": 6.0, "round_to": 1}
+    model = models["parakeet-rnnt" if recipe == "conformer-l0" else "parakeet"]
+    keep = "params=0.6" if replace(config).budget.amount(1.0) == 0.25 else None
+    if recipe == "conformer-l0":
+        own["tokens"] = None
+    result = api.compress_to_result(model, corpus, tmp_path / "small", recipe=recipe, keep=keep, loop=QUIET, **own)
+    assert result["params"]["kept"] <= 0.6
+    if config.task is None:
+        asr = {"loop": QUIET, "steps": 4, "seconds_per_batch": 6.0, "tokens": "words", "predictor_width": 16}
+        api.finetune(tmp_path / "small", corpus, tmp_path / "asr", **asr)
+        assert api.evaluate(tmp_path / "asr", corpus)["words"] == 15
