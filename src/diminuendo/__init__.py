@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diminuendo.api import compress, evaluate, pretrain, profile, sensitivity
+    from diminuendo.api import compress, evaluate, pretrain, profile, sensitivity, stream
     from diminuendo.errors import UserError
     from diminuendo.families import load
 
-__all__ = ["UserError", "compress", "evaluate", "load", "pretrain", "profile", "sensitivity"]
+__all__ = ["UserError", "compress", "evaluate", "load", "pretrain", "profile", "sensitivity", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,30 +1,49 @@
 """The public functions: what the command line does, from Python."""
 
+import copy
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from lhotse import CutSet
 from pydantic import TypeAdapter, ValidationError
 
+from diminuendo.data.audio import Skipped
+from diminuendo.data.files import whole_file
 from diminuendo.data.manifest import ALL, read_cuts
+from diminuendo.data.tokens import load_tokens
 from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import encoder_features, run_probe
+from diminuendo.evaluation.recognition import recognition_errors
 from diminuendo.evaluation.sensitivity import audio_batches, measure
+from diminuendo.evaluation.streaming import Heard, Stream, check_streaming, streamed
+from diminuendo.evaluation.transcripts import (
+    Decoding,
+    Recogniser,
+    batches_of,
+    check_decoding,
+    seconds_per_frame,
+    transcripts,
+)
 from diminuendo.families import Model, family_of, load, load_feature_extractor
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.profiling.latency import profile as profile_model
 from diminuendo.recipes import RECIPES
 from diminuendo.training import compress as compression
+from diminuendo.training import finetune as finetuning
 from diminuendo.training import pretrain as pretraining
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig, TrainingConfig
+from diminuendo.training.configurations import CONFIGURATIONS, read_configuration
 from diminuendo.training.device import device_type
-from diminuendo.training.pretrain_config import PretrainConfig
+from diminuendo.training.finetune_config import FinetuneConfig
+from diminuendo.training.own_prediction import encoder_of, extractor_of
+from diminuendo.training.pretrain_config import BestRQConfig, PretrainConfig, config_class
 from diminuendo.training.progress import tracked
 from diminuendo.training.removing import Source
 
@@ -127,32 +146,20 @@ def compress_to_result(
     config = compress_config(recipe, keep=None if keep is None else keep_text(keep), **settings)
     cuts = read_cuts(data, split)
     source = source_of(model)
-    teacher_model = None if teacher is None else _teacher_of(source, teacher)
+    taught_by = None if teacher is None else source_of(teacher)
     if dry_run:
-        return compression.dry_run(source, cuts, config, teacher=teacher_model, loop=loop, recipe=recipe)
+        return compression.dry_run(source, cuts, config, teacher=taught_by, loop=loop, recipe=recipe)
     return compression.compress(
         source,
         cuts,
         Path(out),
         config,
-        teacher=teacher_model,
+        teacher=taught_by,
         loop=loop,
         recipe=recipe,
         resume=resume,
         overwrite=overwrite,
     )
-
-
-def _teacher_of(source: Source, teacher: str | Path | Model) -> Model:
-    other = source_of(teacher)
-    for setting in ("do_normalize", "feature_extractor_type"):
-        here, there = (extractor.to_dict().get(setting) for extractor in (source.extractor, other.extractor))
-        if here != there:
-            raise UserError(
-                f"--teacher's feature extractor has {setting} {there}, MODEL's {here}: both get one input, so give a "
-                "teacher that hears what MODEL hears"
-            )
-    return other.model
 
 
 def pretrain(
@@ -169,14 +176,21 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains an encoder on audio alone into the directory `out` and returns the run's result.
 
-    configuration: a name in training.configurations, or a config.json. settings: fields of PretrainConfig. With
-    `dry_run` nothing is written, and what the run would take is returned.
+    configuration: a name in training.configurations, or a config.json. settings: fields of PretrainConfig or, for an
+    encoder that reads features, of BestRQConfig. With `dry_run` nothing is written, and what the run would take is
+    returned.
     """
-    config = PretrainConfig(**_given(PretrainConfig, settings))
+    cls = pretrain_config(configuration)
+    config = cls(**_given(cls, settings))
     cuts = read_cuts(data, split)
     if dry_run:
         return pretraining.dry_run(configuration, cuts, config, loop=loop)
     return pretraining.pretrain(configuration, cuts, Path(out), config, loop=loop, resume=resume, overwrite=overwrite)
+
+
+def pretrain_config(configuration: str) -> type[PretrainConfig] | type[BestRQConfig]:
+    """The settings that a pretraining of this configuration has. UserError for an unknown one."""
+    return config_class(read_configuration(configuration))
 
 
 def compress(model: str | Path | Model, data: str | Path, out: str | Path, **options: Any) -> Model:
@@ -187,25 +201,167 @@ def compress(model: str | Path | Model, data: str | Path, out: str | Path, **opt
     return load(out)
 
 
+def finetune(
+    model: str | Path | Model,
+    data: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    loop: LoopConfig | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains a recogniser, from an encoder or from another one, into the directory `out`; returns the run's result.
+
+    model: or a name in training.configurations, for an encoder with fresh weights.
+    settings: fields of FinetuneConfig, like task="ctc+rnnt" or tokens="pieces". A model that is given as an object is
+    left as it is.
+    """
+    config = FinetuneConfig(**_given(FinetuneConfig, settings))
+    if isinstance(model, str) and model in CONFIGURATIONS:
+        source = _fresh(model, config.seed)
+    else:
+        source = source_of(model)
+        if not isinstance(model, str | Path):
+            source = replace(source, model=copy.deepcopy(source.model))
+    return finetuning.finetune(
+        source, read_cuts(data, split), Path(out), config, loop=loop, resume=resume, overwrite=overwrite
+    )
+
+
+def _fresh(name: str, seed: int) -> Source:
+    configuration = read_configuration(name)
+    torch.manual_seed(seed)
+    return Source(encoder_of(configuration), extractor_of(configuration), name)
+
+
 def evaluate(
     model: str | Path | Model,
     data: str | Path,
-    probe: str,
+    probe: str | None = None,
     *,
+    against: str | Path | Model | None = None,
+    split: str | None = None,
+    beam: int = 1,
+    lookahead: int | None = None,
     seed: int = 0,
     max_clips: int | None = None,
     device: str = "auto",
+    quiet: bool = True,
 ) -> dict[str, Any]:
-    """The accuracy of a probe ("keyword" or "speaker") on a model's frozen features; see evaluation.probes.
+    """Of a recogniser its word error rate on the test split; of an encoder, or if named, the accuracy of a probe.
 
+    probe: "keyword" (for an encoder without any) or "speaker", on frozen features; see evaluation.probes. against: a
+    second recogniser, for the paired difference. beam: 1 decodes greedily. lookahead: of a streaming model, in ms.
     device: as for training; a model that is given as an object stays where it is unless it is named.
     """
-    here = device_type(device)
-    source = source_of(model)
+    source = _placed(model, device)
+    if probe is not None or not family_of(source.model).is_recogniser(source.model):
+        return _probe(source, data, probe or "keyword", seed, max_clips)
+    decoding = Decoding(beam=beam, n_best=1, lookahead=_lookahead_frames(source.model, lookahead))
+    check_decoding(source.model, decoding)
+    other = None if against is None else _recogniser_of(_placed(against, device))
+    cuts = read_cuts(data, split, default_split="test")
+    if max_clips is not None:
+        cuts = cuts.subset(first=max_clips)
+    result, _ = recognition_errors(
+        _recogniser_of(source),
+        cuts,
+        decoding,
+        other=other,
+        seed=seed,
+        progress=lambda batches: tracked(list(batches), "evaluate", "batches", quiet),
+    )
+    return result
+
+
+def _placed(model: str | Path | Model, device: str) -> Source:
+    here, source = device_type(device), source_of(model)
     if isinstance(model, str | Path) or device != "auto":
         source.model.to(here)
+    return source
+
+
+def _probe(source: Source, data: str | Path, probe: str, seed: int, max_clips: int | None) -> dict[str, Any]:
     features = encoder_features(source.model, source.extractor)
     return asdict(run_probe(probe, features, read_cuts(data, ALL), seed, max_clips=max_clips))
+
+
+def _recogniser_of(source: Source) -> Recogniser:
+    return Recogniser(source.model, source.extractor, load_tokens(str(source.name), source.model.config))
+
+
+def _lookahead_frames(model: Model, milliseconds: int | None) -> int | None:
+    """A lookahead in frames of the encoder. UserError if it is not a whole number of them."""
+    if milliseconds is None:
+        return None
+    frame = round(1000 * seconds_per_frame(model))
+    if milliseconds < 0 or milliseconds % frame:
+        raise UserError(f"--lookahead {milliseconds}: expected a multiple of {frame} ms, the model's frame, 0 or more")
+    return milliseconds // frame
+
+
+def transcribe(
+    model: str | Path | Model,
+    audio: Sequence[str | Path],
+    *,
+    beam: int = 1,
+    n_best: int = 1,
+    lookahead: int | None = None,
+    streaming: bool = False,
+    chunk_ms: int | None = None,
+    tell: Callable[[str, Heard], None] = lambda audio, heard: None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """What a recogniser hears in audio files: of each `audio`, `text`, `words` with their seconds, `score`, `others`.
+
+    beam, n_best: of beam search; the `others` are the next best texts. lookahead: of a streaming model, in ms. Raises
+    UserError for files that cannot be read.
+
+    streaming: each file comes in chunks of `chunk_ms` (None: as many as the lookahead needs), as it would from a
+    microphone; then there is `streaming` too, with the fields of evaluation.streaming.Cost. tell: called with the file
+    and what is heard so far whenever the text has changed.
+    """
+    source = _placed(model, device)
+    decoding = Decoding(beam=beam, n_best=n_best, lookahead=_lookahead_frames(source.model, lookahead))
+    (check_streaming if streaming else check_decoding)(source.model, decoding)
+    if chunk_ms is not None and not streaming:
+        raise UserError("--chunk-ms: without --streaming files are heard whole; give --streaming too")
+    recogniser = _recogniser_of(source)
+    cuts = CutSet([whole_file(str(i), path) for i, path in enumerate(audio)])
+    skipped = Skipped()
+    if streaming:
+        costly = streamed(
+            recogniser,
+            cuts,
+            decoding,
+            chunk_ms=chunk_ms,
+            tell=lambda clip, heard: tell(str(audio[int(clip)]), heard),
+            skipped=skipped,
+        )
+        found = {one.id: {**asdict(one), "streaming": asdict(cost)} for one, cost in costly}
+    else:
+        whole = transcripts(recogniser, batches_of(recogniser, cuts, skipped=skipped), decoding)
+        found = {one.id: asdict(one) for one in whole}
+    if len(found) < len(audio):
+        raise UserError(f"{len(audio) - len(found)} of {len(audio)} files cannot be used: {skipped.summary()}")
+    return [{"audio": str(path), **found[str(i)]} for i, path in enumerate(audio)]
+
+
+def stream(model: str | Path | Model, *, lookahead: int | None = None, device: str = "auto") -> Stream:
+    """One utterance of any length, heard while it comes. UserError for a model that cannot stream.
+
+        utterance = stream("model", lookahead=80)
+        for samples in microphone: print(utterance.push(samples).text)
+        print(utterance.finish().text)
+
+    samples: 16 kHz, mono, floats within [-1, 1], in chunks of any size. lookahead: in ms (None: the model's own).
+    """
+    source = _placed(model, device)
+    decoding = Decoding(lookahead=_lookahead_frames(source.model, lookahead))
+    check_streaming(source.model, decoding)
+    return Stream(_recogniser_of(source), decoding)
 
 
 def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:

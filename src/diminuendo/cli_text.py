@@ -1,6 +1,10 @@
 """What the commands print for people; `--json` prints the same results as they are."""
 
+import shutil
+import sys
 from typing import Any
+
+from rich.cells import cell_len
 
 
 def compress_text(result: dict[str, Any]) -> str:
@@ -10,7 +14,7 @@ def compress_text(result: dict[str, Any]) -> str:
             f"parameters      {params['teacher']:>14,} -> {params['student']:>14,}   {params['kept']:.1%} kept",
             f"MACs per second {macs['teacher']:>14,.0f} -> {macs['student']:>14,.0f}   {macs['kept']:.1%} kept",
             *_latency_lines(result),
-            f"removed equals gated to {result['removal_error']:.1e}",
+            *([] if result["removal_error"] is None else [f"removed equals gated to {result['removal_error']:.1e}"]),
             f"{result['out']}",
         ]
     )
@@ -48,6 +52,59 @@ def pretrain_text(result: dict[str, Any]) -> str:
 def pretrain_dry_run_text(result: dict[str, Any]) -> str:
     seconds, memory = result["estimated_seconds"], result["estimated_memory_mb"]
     return f"{result['params']:,} parameters, {result['steps']} steps\nabout {seconds:,.0f} s and {memory:,} MB"
+
+
+def finetune_text(result: dict[str, Any]) -> str:
+    loss = "" if result["loss"] is None else f", loss {result['loss']:.3f} per label"
+    return f"{result['params']:,} parameters, {result['task']}, {result['tokens']:,} labels{loss}\n{result['out']}"
+
+
+def evaluate_text(result: dict[str, Any]) -> str:
+    if "accuracy" in result:
+        accuracy, low, high = (f"{result[key]:.1%}" for key in ("accuracy", "low", "high"))
+        return f"{result['task']} accuracy {accuracy} ({low} to {high}), {result['test_clips']:,} clips"
+    lines = [
+        f"WER {result['wer']:.2%}{_interval(result['wer_low'], result['wer_high'], 'clips')}"
+        f"{_interval(result['speaker_low'], result['speaker_high'], 'speakers')}, CER {result['cer']:.2%}",
+        f"{result['words']:,} words in {result['clips']:,} clips, {result['seconds']:,.0f} s: "
+        f"{result['substitutions']:,} substituted, {result['insertions']:,} inserted, {result['deletions']:,} deleted",
+    ]
+    if (other := result["second"]) is not None:
+        by_clip = _interval(other["low"], other["high"], "clips")
+        by_speaker = _interval(other["speaker_low"], other["speaker_high"], "speakers")
+        lines.append(f"the other: WER {other['wer']:.2%}, difference {other['difference']:+.2%}{by_clip}{by_speaker}")
+    return "\n".join(lines)
+
+
+def _interval(low: float | None, high: float | None, resampled: str) -> str:
+    return "" if low is None or high is None else f" ({low:.2%} to {high:.2%} by {resampled})"
+
+
+def transcripts_text(result: dict[str, Any]) -> str:
+    lines = []
+    for one in result["transcripts"]:
+        lines.append(f"{one['audio']}: {one['text']}")
+        lines += [f"    {score:.2f} {text}" for text, score in one["others"]]
+        if (cost := one.get("streaming")) is not None:
+            lines.append(
+                f"    latency {cost['algorithmic_latency_ms']:.1f} ms (lookahead {cost['lookahead_ms']:g} ms, audio in "
+                f"chunks of {cost['chunk_ms']:g} ms) and computing: {cost['compute_ms']['p50']:.1f} ms median, "
+                f"{cost['compute_ms']['p95']:.1f} ms p95; real-time factor {cost['real_time_factor']:.4f}"
+            )
+    return "\n".join(lines)
+
+
+def print_heard(audio: str, heard: Any) -> None:
+    """What a stream has heard of a file so far: on a terminal in a line that is written anew, elsewhere in one each."""
+    now, terminal = f"{audio} {heard.seconds:.2f} s  ", sys.stderr.isatty()
+    if not terminal:
+        print(now + heard.text, file=sys.stderr)
+        return
+    room = max(0, shutil.get_terminal_size().columns - 1 - cell_len(now))
+    text = heard.text[-room:] if room else ""
+    while cell_len(text) > room:  # the end is what is new
+        text = text[1:]
+    print(f"\r\x1b[K{now}{text}", end="\n" if heard.final else "", file=sys.stderr, flush=True)
 
 
 def profile_text(result: dict[str, Any]) -> str:

@@ -80,6 +80,18 @@ def test_chunk_by_chunk_equals_the_whole_utterance_after_removal(kind: str, edge
     torch.testing.assert_close(torch.cat(chunks, 1), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("lookahead", [0, 1, 3])
+def test_no_gradient_comes_from_behind_the_lookahead_in_training(lookahead: int) -> None:
+    """A chunk of lookahead + 1 frames ends with feature 8 f of its last frame f: that one counts, none behind it."""
+    encoder = tiny_model("nemotron", "encoder", layerdrop=0.0).train()
+    features = torch.randn(1, 8 * 12 - 7, 32, requires_grad=True)
+    states = encoder(features, num_lookahead_tokens=lookahead).last_hidden_state
+    for frame in range(12):
+        (gradient,) = torch.autograd.grad(states[0, frame].square().sum(), features, retain_graph=True)
+        last = frame - frame % (lookahead + 1) + lookahead
+        assert gradient[0].abs().sum(1).nonzero().max() == 8 * last
+
+
 def test_frames_are_those_that_the_extractor_and_the_model_do_not_mask() -> None:
     for family, style in [("parakeet", "encoder"), ("nemotron", "encoder")]:
         model = tiny_model(family, style)
