@@ -8,6 +8,9 @@ from transformers.models.parakeet.generation_parakeet import ParakeetRNNTDecoder
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.families import family_of
+from diminuendo.families.parakeet import LOG_MEL
+from diminuendo.training.configurations import read_configuration
+from diminuendo.training.own_prediction import encoder_of
 from tiny import extractor_of, inputs_of, tiny_model
 
 TRANSDUCERS = [("parakeet", "rnnt"), ("parakeet", "tdt"), ("nemotron", "rnnt")]
@@ -119,3 +122,15 @@ def test_a_removed_transducer_decodes_the_tokens_of_the_gated_one(
         found, expected = (model.generate(**inputs_of(model), **options).sequences for model in (removed, gated))
     assert torch.equal(found, expected)
     assert found.shape[1] > 1
+
+
+@pytest.mark.parametrize(("name", "mean", "deviation"), [("tiny-parakeet", 0.0, 1.0), ("tiny-nemotron", *LOG_MEL)])
+def test_fresh_weights_keep_the_size_of_what_changes_over_time(name: str, mean: float, deviation: float) -> None:
+    """By torch's own weights it is a hundredth, and a fifth of what the biases add."""
+    torch.manual_seed(0)
+    encoder = encoder_of(read_configuration(name))
+    features = mean + deviation * torch.randn(4, 800, 80)
+    with torch.inference_mode():
+        first = family_of(encoder).hidden_states(encoder, {"input_features": features})[0]
+    assert 0.5 < first.std(1).mean() < 2
+    assert 0.5 < first.std() < 2
