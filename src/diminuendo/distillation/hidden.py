@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from diminuendo.distillation.layer_match import Matching, distances_between, near_at_random, nearest_in_order
+
 CosineForm = Literal["one_minus", "log_sigmoid"]
+
+COMPARED_FRAMES = 200  # of a batch, about, to find the nearest layers by
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:
@@ -24,7 +28,10 @@ def valid_frames(frame_lengths: Int[Tensor, " batch"], frames: int) -> Bool[Tens
 
 
 class HiddenDistillation(nn.Module):
-    """The loss between some layers of a student and the same layers of its teacher, over valid frames only.
+    """The loss between some layers of a teacher and layers of its student, over valid frames only.
+
+    matching: the student's layers are the same ("fixed"); or for every batch those that after the map are nearest, in
+    the order of layers ("free"); or drawn for every batch from those up to the layer, behind the one before ("random").
 
     Layer 0 (the feature projection's output) has a linear map of its own, the others share one. Maps start as the
     identity where student and teacher have one width, else as torch draws them.
@@ -38,8 +45,10 @@ class HiddenDistillation(nn.Module):
         *,
         cosine: CosineForm = "one_minus",
         cosine_weight: float = 1.0,
+        matching: Matching = "fixed",
     ) -> None:
         super().__init__()
+        self.matching = matching
         self.layers = tuple(layers)
         self.cosine, self.cosine_weight = cosine, cosine_weight
         names = (["first"] if 0 in self.layers else []) + (["shared"] if any(self.layers) else [])
@@ -61,8 +70,9 @@ class HiddenDistillation(nn.Module):
         # The frames' numbers are looked up once: the mask itself, as an index, would be counted for every state.
         frames = valid_frames(frame_lengths, student[0].shape[1]).flatten().nonzero().flatten()
         l1, cosine = student[0].new_zeros(()), student[0].new_zeros(())
+        own = self._matched(student, teacher, frames)
         for layer in self.layers:
-            mapped = self.maps["shared" if layer else "first"](student[layer].flatten(0, 1)[frames])
+            mapped = self.maps["shared" if layer else "first"](student[own[layer]].flatten(0, 1)[frames])
             target = teacher[layer].flatten(0, 1)[frames]
             l1 = l1 + F.l1_loss(mapped, target)
             similarity = F.cosine_similarity(mapped.float(), target.float(), dim=-1)
@@ -70,3 +80,19 @@ class HiddenDistillation(nn.Module):
             cosine = cosine + form.mean()
         l1, cosine = l1 / len(self.layers), cosine / len(self.layers)
         return {"loss": l1 + self.cosine_weight * cosine, "l1": l1, "cosine": cosine}
+
+    def _matched(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], frames: Int[Tensor, " valid"]
+    ) -> dict[int, int]:
+        """By the teacher's layer the student's. The first states always learn from the first."""
+        layers = [layer for layer in self.layers if layer]
+        if self.matching == "fixed" or not layers:
+            return {layer: layer for layer in self.layers}
+        depth = len(student) - 1
+        if self.matching == "random":
+            return {0: 0, **dict(zip(layers, near_at_random(layers, depth), strict=True))}
+        some = frames[:: max(1, len(frames) // COMPARED_FRAMES)]
+        with torch.no_grad():
+            mapped = [self.maps["shared"](state.flatten(0, 1)[some]) for state in student[1:]]
+        found = nearest_in_order(distances_between(mapped, [teacher[layer].flatten(0, 1)[some] for layer in layers]))
+        return {0: 0, **{layer: column + 1 for layer, column in zip(layers, found, strict=True)}}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from diminuendo.distillation.hidden import CosineForm
+from diminuendo.distillation.layer_match import Matching
 from diminuendo.errors import UserError
 from diminuendo.pruning.budget import Budget, parse_budget
 from diminuendo.structure.axis import AxisKind
@@ -35,6 +36,8 @@ class CompressConfig(RecognitionConfig):
     states' and posterior_weight times the posteriors' distillation, whose teacher must have MODEL's labels; None for 1
     where it has them, else 0.
     layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
+    matching: which of the student's layers learn from those: "fixed", the same; "free", the nearest in every batch, in
+    order; "random", one drawn from between them in every batch.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
@@ -61,6 +64,7 @@ class CompressConfig(RecognitionConfig):
     hidden_weight: float = 1.0
     posterior_weight: float | None = None
     layers: tuple[int, ...] | None = None
+    matching: Matching = "fixed"
     cosine: CosineForm = "one_minus"
     cosine_weight: float = 1.0
     learning_rate: float = 2e-4
@@ -110,6 +114,8 @@ class CompressConfig(RecognitionConfig):
             raise UserError("--method thin: a student of some number of parameters; give --keep params=... alone")
         if self.task is not None and self.objective == "masked_prediction":
             raise UserError("--task: the objective masked_prediction has no texts; leave one of the two out")
+        if self.matching not in get_args(Matching):
+            raise UserError(f"matching {self.matching!r}: expected one of {', '.join(get_args(Matching))}")
         if self.cosine not in get_args(CosineForm):
             raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
         if self.distil_steps is not None and self.distil_steps < 0:

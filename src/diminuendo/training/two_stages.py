@@ -63,7 +63,12 @@ class TwoStages:
         student_dim, teacher_dim = stream_width(student), stream_width(self.teacher.model)
         torch.manual_seed(config.seed)
         return HiddenDistillation(
-            self.layers, student_dim, teacher_dim, cosine=config.cosine, cosine_weight=config.cosine_weight
+            self.layers,
+            student_dim,
+            teacher_dim,
+            cosine=config.cosine,
+            cosine_weight=config.cosine_weight,
+            matching=config.matching,
         )
 
     def _objective(self, student: Model, device: torch.device) -> Objective:
