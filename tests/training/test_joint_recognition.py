@@ -101,6 +101,18 @@ def test_a_student_that_streams_learns_from_a_teacher_that_hears_whole_clips(
     assert api.evaluate(tmp_path / "small", corpus, lookahead=80)["clips"] == len(TEXTS)
 
 
+def test_clips_without_texts_say_what_the_teacher_hears(
+    models: dict[str, Path], corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = spoken_corpus(tmp_path / "silent", [None] * 6)
+    with caplog.at_level("INFO", logger="diminuendo"):
+        result = compress(models["parakeet-ctc"], silent, tmp_path / "small", tokens=None)
+    assert "DATA has no texts: what the teacher hears is what is learned" in caplog.text
+    assert result["params"]["kept"] <= 0.5
+    with pytest.raises(UserError, match="DATA has no texts"):
+        compress(models["parakeet"], silent, tmp_path / "other")
+
+
 def test_posteriors_of_a_head_that_is_new_or_has_other_labels_are_refused(
     models: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:

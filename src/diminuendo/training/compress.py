@@ -30,7 +30,7 @@ from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import duration_text
-from diminuendo.training.recogniser import LabelledClips, Pupil, pupil_of
+from diminuendo.training.recogniser import HeardClips, LabelledClips, Pupil, has_texts, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.thin import thin_student
@@ -163,9 +163,10 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     source, clips = given, None
     if config.task is not None:
         pupil = pupil_of(given, cuts, config)
-        source, clips = replace(given, model=pupil.model), LabelledClips(cuts, pupil, config)
-        cuts = clips.cuts
         config = replace(config, posterior_weight=_posterior_weight(config, pupil, teacher))
+        source = replace(given, model=pupil.model)
+        clips = _clips(cuts, pupil, config, teacher or source)
+        cuts = clips.cuts
     teacher = source if teacher is None else teacher
     depth, teacher_depth = (encoder_config(one.model).num_hidden_layers for one in (source, teacher))
     if depth != teacher_depth:
@@ -195,6 +196,14 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     stages = TwoStages(source, teacher, cuts, config, cost, total, clips)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
     return _Job(stages, cost, total, _identity(given, teacher, cuts, config, recipe), recipe)
+
+
+def _clips(cuts: CutSet, pupil: Pupil, config: CompressConfig, teacher: Source) -> LabelledClips | HeardClips:
+    """The clips with what they say, or where none has a text with what the teacher hears, if it has the same labels."""
+    if has_texts(cuts) or not config.posterior_weight:
+        return LabelledClips(cuts, pupil, config)
+    log.info("DATA has no texts: what the teacher hears is what is learned")
+    return HeardClips(cuts, pupil, config, teacher)
 
 
 def _posterior_weight(config: CompressConfig, pupil: Pupil, teacher: Source | None) -> float:

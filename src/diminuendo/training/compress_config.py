@@ -34,7 +34,7 @@ class CompressConfig(RecognitionConfig):
     task: None, or what the model learns to recognise at the same time ("own": what MODEL recognises by): then clips are
     used whole, need texts, and the loss is the sum of task_weight times the task's, hidden_weight times the hidden
     states' and posterior_weight times the posteriors' distillation, whose teacher must have MODEL's labels; None for 1
-    where it has them, else 0.
+    where it has them, else 0. Where no clip has a text such a teacher's own transcripts are learned.
     layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
     matching: which of the student's layers learn from those: "fixed", the same; "free", the nearest in every batch, in
     order; "random", one drawn from between them in every batch.

@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from lhotse import CutSet
+from torch import Tensor
 
 from diminuendo.data.batching import Batch
 from diminuendo.data.tokens import Targets, Tokens, check_texts, load_tokens, make_tokenizer, too_long_for_ctc
 from diminuendo.errors import UserError
+from diminuendo.evaluation.transcripts import Decoding, hypotheses
 from diminuendo.families import Model, family_of
 from diminuendo.families.family import Task
 from diminuendo.families.inputs import SAMPLING_RATE
@@ -72,6 +75,53 @@ def _new_tokens(cuts: CutSet, config: RecognitionConfig) -> Tokens:
     return Tokens.of(make_tokenizer(kind, texts, config.token_count if kind == "pieces" else None))
 
 
+class HeardClips:
+    """Clips without texts: what a recogniser hears in them, decoded greedily, is what they say.
+
+    teacher: the recogniser, of the pupil's labels.
+    """
+
+    left_out = ""
+
+    def __init__(self, cuts: CutSet, pupil: Pupil, config: RecognitionConfig, teacher: Source) -> None:
+        self.pupil, self.teacher = pupil, teacher
+        longest = min(config.max_seconds, config.seconds_per_batch)
+        self.cuts = cuts.filter(lambda cut: cut.duration <= longest)
+        if not cuts.is_lazy:
+            self.cuts = _some(self.cuts.to_eager(), len(cuts), longest)
+
+    def texts(self, batch: Batch) -> tuple[Batch, Texts]:
+        """The clips of a batch that have a frame, and the ids of the labels that were heard."""
+        batch = _only(batch, family_of(self.pupil.model).frame_lengths(self.pupil.model, batch.lengths) > 0)
+        if not batch.cuts:
+            return batch, []
+        found = hypotheses(self.teacher.model, self.teacher.extractor, batch, Decoding())
+        return batch, [best.tokens for best, *_ in found]
+
+
+def _some(fitting: CutSet, clips: int, longest: float) -> CutSet:
+    """The clips that are not too long. UserError if there are none."""
+    if not len(fitting):
+        raise UserError(
+            f"all {clips} clips are longer than {longest:g} s, the most that training takes whole; cut them, or give a "
+            "larger max_seconds and --seconds-per-batch"
+        )
+    return fitting
+
+
+def _only(batch: Batch, usable: Bool[Tensor, " batch"]) -> Batch:
+    """A batch of some of its clips."""
+    if usable.all():
+        return batch
+    cuts = tuple(cut for cut, is_usable in zip(batch.cuts, usable.tolist(), strict=True) if is_usable)
+    return replace(batch, waveforms=batch.waveforms[usable], lengths=batch.lengths[usable], cuts=cuts)
+
+
+def has_texts(cuts: CutSet) -> bool:
+    """Whether any clip says what is said in it; of a lazy set, which would have to be read through, that is assumed."""
+    return cuts.is_lazy or any(supervision.text for cut in cuts for supervision in cut.supervisions)
+
+
 class LabelledClips:
     """The clips of a training that can be used, and what those of a batch say.
 
@@ -91,12 +141,7 @@ class LabelledClips:
 
     def _leave_out(self, longest: float) -> None:
         clips = list(self.cuts)
-        fitting = [cut for cut in clips if cut.duration <= longest]
-        if not fitting:
-            raise UserError(
-                f"all {len(clips)} clips are longer than {longest:g} s, the most that training takes whole; cut them, "
-                "or give a larger max_seconds and --seconds-per-batch"
-            )
+        fitting = list(_some(CutSet([cut for cut in clips if cut.duration <= longest]), len(clips), longest))
         short = self._too_short(fitting, self.targets) if self.ctc else set()
         if len(short) > LEFT_OUT_AT_MOST * len(fitting):
             raise UserError(
@@ -124,7 +169,5 @@ class LabelledClips:
         usable &= frames > 0
         if self.ctc:
             usable &= ~too_long_for_ctc([found.get(cut.id, []) for cut in batch.cuts], frames)
-        if not usable.all():
-            cuts = tuple(cut for cut, is_usable in zip(batch.cuts, usable.tolist(), strict=True) if is_usable)
-            batch = replace(batch, waveforms=batch.waveforms[usable], lengths=batch.lengths[usable], cuts=cuts)
+        batch = _only(batch, usable)
         return batch, [found[cut.id] for cut in batch.cuts]

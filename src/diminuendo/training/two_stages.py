@@ -25,7 +25,7 @@ from diminuendo.training.kernels import choose_attention, convolution_chosen
 from diminuendo.training.loop import Group, Loop, Stage, Texts
 from diminuendo.training.objective import DistillationObjective, JointObjective, Teacher
 from diminuendo.training.own_prediction import own_prediction
-from diminuendo.training.recogniser import LabelledClips
+from diminuendo.training.recogniser import HeardClips, LabelledClips
 from diminuendo.training.recognition import TaughtRecognition, Weights, hearing_of
 from diminuendo.training.removing import Source, free_axes, gateable, remove_and_compare, removed_again
 from diminuendo.training.schedules import Schedule, constant, warm_up_then_decay
@@ -51,7 +51,7 @@ class TwoStages:
         config: CompressConfig,
         cost: CostModel,
         total: float,
-        clips: LabelledClips | None = None,
+        clips: LabelledClips | HeardClips | None = None,
     ) -> None:
         self.source, self.teacher, self.cuts, self.config = source, teacher, cuts, config
         self.clips = clips
