@@ -258,10 +258,21 @@ def evaluate(
     """
     source = _placed(model, device)
     if probe is not None or not family_of(source.model).is_recogniser(source.model):
+        given = {
+            "--against": against,
+            "--split": split,
+            "--lookahead": lookahead,
+            "--beam": None if beam == 1 else beam,
+        }
+        for flag, value in given.items():
+            if value is not None:
+                raise UserError(
+                    f"{flag} is for word error rates: MODEL is an encoder, or --probe is given; leave it out"
+                )
         return _probe(source, data, probe or "keyword", seed, max_clips)
     decoding = Decoding(beam=beam, n_best=1, lookahead=_lookahead_frames(source.model, lookahead))
     check_decoding(source.model, decoding)
-    other = None if against is None else _recogniser_of(_placed(against, device))
+    other = None if against is None else _other(_placed(against, device), decoding)
     cuts = read_cuts(data, split, default_split="test")
     if max_clips is not None:
         cuts = cuts.subset(first=max_clips)
@@ -271,7 +282,7 @@ def evaluate(
         decoding,
         other=other,
         seed=seed,
-        progress=lambda batches: tracked(list(batches), "evaluate", "batches", quiet),
+        progress=lambda batches, total: tracked(batches, "evaluate", "batches", quiet, total),
     )
     return result
 
@@ -286,6 +297,14 @@ def _placed(model: str | Path | Model, device: str) -> Source:
 def _probe(source: Source, data: str | Path, probe: str, seed: int, max_clips: int | None) -> dict[str, Any]:
     features = encoder_features(source.model, source.extractor)
     return asdict(run_probe(probe, features, read_cuts(data, ALL), seed, max_clips=max_clips))
+
+
+def _other(source: Source, decoding: Decoding) -> Recogniser:
+    """What a recogniser is compared with. UserError, naming the flag, if it writes no text."""
+    if not family_of(source.model).is_recogniser(source.model):
+        raise UserError(f"--against {source.name} is an encoder, which writes no text; give a recogniser")
+    check_decoding(source.model, replace(decoding, lookahead=None))
+    return _recogniser_of(source)
 
 
 def _recogniser_of(source: Source) -> Recogniser:

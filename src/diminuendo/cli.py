@@ -432,6 +432,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("error: interrupted; compress and pretrain go on with the same command and --resume", file=sys.stderr)
+        print(
+            "error: interrupted; compress, pretrain and finetune go on with the same command and --resume",
+            file=sys.stderr,
+        )
         status = INTERRUPTED
     sys.exit(status)

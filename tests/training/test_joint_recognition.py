@@ -1,11 +1,13 @@
 """Compression and recognition in one run: the budget, the loss and its parts, teachers, recipes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import Wav2Vec2CTCTokenizer
 
 import diminuendo
 from diminuendo import api
@@ -142,13 +144,66 @@ def test_what_is_distilled_of_identical_recognisers_is_nothing(family: str, task
     assert scalars["hidden"].item() == pytest.approx(0, abs=2e-6)
     assert scalars["posteriors"].item() == pytest.approx(0, abs=2e-6)
     assert scalars["loss"].item() == pytest.approx(scalars["task"].item(), rel=1e-5)
+    assert {module.training for module in student.modules() if isinstance(module, torch.nn.LSTM)} <= {True}
+    assert not any(module.training for module in student.modules() if isinstance(module, torch.nn.Dropout))
     scalars["loss"].backward()
     heads = [p for p in student.parameters() if p.grad is not None]
     assert len(heads) > 10
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_labels_of_another_tokenizer_teach_nothing(models: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    other = spoken_corpus(tmp_path / "other", ["ab", "du", "zo"])
+    settings = {key: value for key, value in SETTINGS.items() if key != "round_to"}
+    api.finetune(models["parakeet"], other, tmp_path / "teacher", task="rnnt", **settings)
+    with pytest.raises(UserError, match="4 tokens, the teacher by rnnt with 4 other"):
+        compress(models["parakeet"], corpus, tmp_path / "o", posterior_weight=1.0, teacher=tmp_path / "teacher")
+    compress(models["parakeet"], corpus, tmp_path / "small", teacher=tmp_path / "teacher")
+    assert '"posteriors"' not in (tmp_path / "small" / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task_weight": 0.0, "hidden_weight": 0.0, "posterior_weight": 0.0}, "there is nothing to learn"),
+        ({"flat_start": 0.1}, "flat_start is for fine-tuning"),
+        ({"task": None, "lookaheads": (0,)}, "drawn where a recogniser learns"),
+        ({"task": None, "tokens": None, "method": "thin"}, "give --task own"),
+        ({"method": "thin", "keep": "macs=0.5"}, "--method thin"),
+        ({"matching": "nearest"}, "matching 'nearest'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    settings: dict[str, Any], message: str, models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        compress(models["parakeet-ctc"], corpus, tmp_path / "small", **settings)
+
+
+def test_a_thin_student_of_a_model_whose_blank_is_not_last_is_refused(corpus: Path, tmp_path: Path) -> None:
+    model = tiny_model("hubert", "base", ctc=True)  # whose blank is 0
+    save(model, extractor_of(model), tmp_path / "asr")
+    labels = {"<pad>": 0, "|": 1, **{letter: i for i, letter in enumerate("badukizos"[:9], start=2)}}
+    (tmp_path / "vocab.json").write_text(json.dumps(labels))
+    Wav2Vec2CTCTokenizer(tmp_path / "vocab.json", pad_token="<pad>", unk_token=None).save_pretrained(tmp_path / "asr")
+    with pytest.raises(UserError, match="MODEL's blank is 0, a new head has it last"):
+        compress(tmp_path / "asr", corpus, tmp_path / "small", method="thin", tokens=None, keep="params=0.9")
+
+
+# Of recipes that differ by their method alone one of each method is quick.
+SLOW = {
+    "joint-l0",
+    "joint-lowrank",
+    "agnostic-lowrank",
+    "agnostic-l0-lowrank",
+    "prune-only-l0",
+    "prune-only-l0-lowrank",
+}
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
 def test_every_recipe_runs_end_to_end(
     recipe: str, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,7 @@ def evaluation_batches(
     skipped = Skipped() if skipped is None else skipped
     bad: _Bad = []
     used = False
-    for clips in _sorted_batches(cuts, seconds_per_batch):
+    for clips in sorted_batches(cuts, seconds_per_batch):
         waveforms, kept, unusable = _load(clips, sampling_rate, min_seconds)
         bad += unusable
         for clip, why in unusable:
@@ -265,7 +265,8 @@ def _none_usable(bad: _Bad) -> UserError:
     return UserError(f"none of the {len(reasons)} clips can be used: {why}; check the paths and the audio in DATA")
 
 
-def _sorted_batches(cuts: CutSet, seconds_per_batch: float) -> Iterator[list[Cut]]:
+def sorted_batches(cuts: CutSet, seconds_per_batch: float) -> Iterator[list[Cut]]:
+    """The clips of `evaluation_batches`, before any is read."""
     source = iter(cuts)
     while stretch := list(islice(source, WINDOW_LAZY if cuts.is_lazy else None)):
         batch: list[Cut] = []

@@ -84,15 +84,17 @@ class HiddenDistillation(nn.Module):
     def _matched(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], frames: Int[Tensor, " valid"]
     ) -> dict[int, int]:
-        """By the teacher's layer the student's. The first states always learn from the first."""
-        layers = [layer for layer in self.layers if layer]
-        if self.matching == "fixed" or not layers:
-            return {layer: layer for layer in self.layers}
+        """By the teacher's layer the student's. The first states learn from the first, the last, which heads read, from
+        the last."""
         depth = len(student) - 1
+        same = {layer: layer for layer in self.layers}
+        layers = [layer for layer in self.layers if 0 < layer < depth]
+        if self.matching == "fixed" or not layers:
+            return same
         if self.matching == "random":
-            return {0: 0, **dict(zip(layers, near_at_random(layers, depth), strict=True))}
+            return same | dict(zip(layers, near_at_random(layers, depth - 1), strict=True))
         some = frames[:: max(1, len(frames) // COMPARED_FRAMES)]
         with torch.no_grad():
-            mapped = [self.maps["shared"](state.flatten(0, 1)[some]) for state in student[1:]]
+            mapped = [self.maps["shared"](state.flatten(0, 1)[some]) for state in student[1:-1]]
         found = nearest_in_order(distances_between(mapped, [teacher[layer].flatten(0, 1)[some] for layer in layers]))
-        return {0: 0, **{layer: column + 1 for layer, column in zip(layers, found, strict=True)}}
+        return same | {layer: column + 1 for layer, column in zip(layers, found, strict=True)}

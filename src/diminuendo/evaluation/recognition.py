@@ -1,20 +1,27 @@
 """How much of what a recogniser writes is wrong, and whether another writes less that is."""
 
-import logging
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 from lhotse import CutSet
 
+from diminuendo.data.audio import Skipped
 from diminuendo.data.batching import Batch
 from diminuendo.errors import UserError
-from diminuendo.evaluation.transcripts import Decoding, Recogniser, Transcript, batches_of, transcripts
+from diminuendo.evaluation.transcripts import (
+    Decoding,
+    Recogniser,
+    Transcript,
+    batches_of,
+    number_of_batches,
+    transcripts,
+)
 from diminuendo.evaluation.wer import word_error_rate
+from diminuendo.families import family_of
 
-log = logging.getLogger(__name__)
-
-Progress = Callable[[Iterable[Batch]], Iterable[Batch]]
+Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
+"""Shows how far batches are, given how many there are."""
 
 
 def recognition_errors(
@@ -24,10 +31,11 @@ def recognition_errors(
     *,
     other: Recogniser | None = None,
     seed: int = 0,
-    progress: Progress = iter,
+    progress: Progress = lambda batches, _: batches,
 ) -> tuple[dict[str, Any], list[Transcript]]:
-    """What `word_error_rate` says of all clips, with their `seconds` and how many `clips`; and the transcripts.
+    """What `word_error_rate` says of all clips, with their `seconds`, how many `clips` and `left_out`; and transcripts.
 
+    left_out: why clips are in none of the figures: they could not be read.
     other: a second recogniser that hears the same clips; then there is `second` too. seed: of the resamples.
     Raises UserError for clips without text, which there is nothing to compare with.
     """
@@ -39,13 +47,13 @@ def recognition_errors(
             "a text in every row"
         )
     speakers = {cut.id: cut.supervisions[0].speaker for cut in cuts}
-    heard = list(transcripts(recogniser, progress(batches_of(recogniser, cuts)), decoding))
-    if len(heard) < len(texts):
-        log.warning("%d of %d clips could not be read and are left out", len(texts) - len(heard), len(texts))
+    skipped = Skipped()
+    heard = list(_heard(recogniser, cuts, decoding, progress, skipped))
     heard.sort(key=lambda transcript: transcript.id)
     against = None
     if other is not None:
-        found = {one.id: one.text for one in transcripts(other, progress(batches_of(other, cuts)), decoding)}
+        ahead = decoding.lookahead if family_of(other.model).streams else None
+        found = {one.id: one.text for one in _heard(other, cuts, replace(decoding, lookahead=ahead), progress)}
         against = [found[transcript.id] for transcript in heard]
     known = [speakers[transcript.id] for transcript in heard]
     result = word_error_rate(
@@ -57,7 +65,15 @@ def recognition_errors(
     )
     lengths = {cut.id: cut.duration for cut in cuts}
     seconds = sum(lengths[transcript.id] for transcript in heard)
-    return {**asdict(result), "clips": len(heard), "seconds": round(seconds, 3)}, heard
+    facts = {"clips": len(heard), "seconds": round(seconds, 3), "left_out": skipped.summary()}
+    return {**asdict(result), **facts}, heard
+
+
+def _heard(
+    recogniser: Recogniser, cuts: CutSet, decoding: Decoding, progress: Progress, skipped: Skipped | None = None
+) -> Iterator[Transcript]:
+    batches = batches_of(recogniser, cuts, skipped=skipped)
+    return transcripts(recogniser, progress(batches, number_of_batches(recogniser, cuts)), decoding)
 
 
 def _text(cut: Any) -> str | None:

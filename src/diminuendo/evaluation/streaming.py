@@ -50,14 +50,14 @@ class Heard:
 
 def check_streaming(model: Model, decoding: Decoding) -> None:
     """UserError for a model that cannot stream, and for a decoding that cannot be while audio comes."""
+    if decoding.beam > 1 or decoding.n_best > 1:
+        raise UserError("--streaming: a stream is decoded greedily, to one text; leave --beam and --n-best out")
     check_decoding(model, decoding)
     if not family_of(model).streams:
         raise UserError(
             f"--streaming: MODEL is no streaming model ({type(model).__name__}), it hears whole clips; leave "
             "--streaming out"
         )
-    if decoding.beam > 1 or decoding.n_best > 1:
-        raise UserError("--streaming: a stream is decoded greedily, to one text; leave --beam and --n-best out")
 
 
 class Stream:

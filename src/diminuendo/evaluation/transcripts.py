@@ -8,7 +8,7 @@ import torch
 from lhotse import CutSet
 
 from diminuendo.data.audio import Skipped
-from diminuendo.data.batching import Batch, evaluation_batches
+from diminuendo.data.batching import Batch, evaluation_batches, sorted_batches
 from diminuendo.data.tokens import Tokens
 from diminuendo.errors import UserError
 from diminuendo.families import Model, family_of, model_inputs
@@ -18,6 +18,8 @@ from diminuendo.profiling.count import evaluating
 from diminuendo.tasks import ctc, transducer
 from diminuendo.tasks.hypotheses import Hypothesis
 from diminuendo.tasks.recognition import blank_of, frame_logits
+
+SECONDS_PER_BATCH = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ def check_decoding(model: Model, decoding: Decoding) -> None:
             f"MODEL is an encoder ({type(model).__name__}), which writes no text; make a recogniser of it with "
             "`diminuendo finetune`, or evaluate it with --probe"
         )
+    if getattr(family.encoder(model).config, "add_adapter", False):
+        raise UserError("MODEL has an adapter behind its encoder, whose frames are not counted here; give another")
+    if decoding.n_best > decoding.beam:
+        raise UserError(f"--n-best {decoding.n_best}: a beam of {decoding.beam} has fewer; give --beam too")
     if task == "tdt" and decoding.beam > 1:
         raise UserError("--beam: TDT is decoded greedily; leave --beam out")
     if decoding.lookahead is not None and not family.streams:
@@ -98,13 +104,19 @@ class Transcript:
     """The next best texts, with their scores."""
 
 
-def batches_of(
-    recogniser: Recogniser, cuts: CutSet, seconds: float = 60.0, skipped: Skipped | None = None
-) -> Iterator[Batch]:
+def batches_of(recogniser: Recogniser, cuts: CutSet, skipped: Skipped | None = None) -> Iterator[Batch]:
     """Every usable clip once; those of a model whose front end is normed over time one by one, as it hears padding."""
+    return evaluation_batches(cuts, _seconds_per_batch(recogniser), skipped=skipped)
+
+
+def number_of_batches(recogniser: Recogniser, cuts: CutSet) -> int:
+    """How many `batches_of` gives if no clip is unusable."""
+    return sum(1 for _ in sorted_batches(cuts, _seconds_per_batch(recogniser)))
+
+
+def _seconds_per_batch(recogniser: Recogniser) -> float:
     encoder = family_of(recogniser.model).encoder(recogniser.model)
-    alone = getattr(encoder.config, "feat_extract_norm", None) == "group"
-    return evaluation_batches(cuts, 0.0 if alone else seconds, skipped=skipped)
+    return 0.0 if getattr(encoder.config, "feat_extract_norm", None) == "group" else SECONDS_PER_BATCH
 
 
 def transcripts(recogniser: Recogniser, batches: Iterable[Batch], decoding: Decoding) -> Iterator[Transcript]:

@@ -10,5 +10,11 @@ def conformer_l0() -> CompressConfig:
     `--method random`, `magnitude`, `taylor` and `layerdrop`.
     """
     return CompressConfig(
-        keep="params=0.5", method="l0", task="own", learning_rate=2e-4, distil_learning_rate=1e-4, warm_up=0.1
+        keep="params=0.5",
+        method="l0",
+        task="own",
+        max_seconds=20.0,
+        learning_rate=2e-4,
+        distil_learning_rate=1e-4,
+        warm_up=0.1,
     )

@@ -15,7 +15,7 @@ from diminuendo.training.compress_config import CompressConfig, Method
 
 def joint(method: Method) -> CompressConfig:
     """Removal, distillation of hidden states (and of posteriors, where the teacher has them) and the task, in one."""
-    return replace(agnostic(method), task="own")
+    return replace(agnostic(method), task="own", max_seconds=20.0)
 
 
 def agnostic(method: Method) -> CompressConfig:
@@ -33,4 +33,4 @@ def prune_only(method: Method) -> CompressConfig:
 
 def distil_only() -> CompressConfig:
     """Distillation and the task into a thin student: what removal adds is what `joint` is better by at equal size."""
-    return CompressConfig(method="thin", task="own", distil_learning_rate=1e-3, distil_warm_up=0.1)
+    return CompressConfig(method="thin", task="own", max_seconds=20.0, distil_learning_rate=1e-3, distil_warm_up=0.1)

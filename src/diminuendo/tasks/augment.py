@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diminuendo.families import Model, family_of
@@ -21,35 +21,48 @@ def generator_of(seed: int, draw: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, draw)).generate_state(1)[0]))
 
 
+def takes_masks(model: Model) -> bool:
+    """Whether an encoder that reads waveforms has learned what stands for masked frames, and puts it there."""
+    encoder = family_of(model).encoder(model)
+    return bool(getattr(encoder.config, "apply_spec_augment", True)) and hasattr(encoder, "masked_spec_embed")
+
+
 def augmented(
-    model: Model, inputs: Mapping[str, Tensor], counts: Tensor, generator: torch.Generator
+    model: Model, inputs: Mapping[str, Tensor], counts: Int[Tensor, " batch"], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """An input with masks: of features bands and spans of time, of waveforms spans of the front end's frames.
 
-    The latter need the model's learned embedding of masked frames; without one waveforms stay as they are.
+    counts: each clip's own frames. Waveforms of a model that takes no masks stay as they are.
     """
     if "input_features" in inputs:
-        return {**inputs, "input_features": masked_features(inputs["input_features"], generator)}
-    if getattr(family_of(model).encoder(model), "masked_spec_embed", None) is None:
+        features = inputs["input_features"]
+        valid = inputs.get("attention_mask", torch.ones_like(features[..., 0]))
+        return {**inputs, "input_features": masked_features(features, valid.bool(), generator)}
+    if not takes_masks(model):
         return dict(inputs)
     mask = span_mask(counts, int(counts.max()), STATES_MASKED, STATES_SPAN, generator)
     return {**inputs, "mask_time_indices": mask}
 
 
 def masked_features(
-    features: Float[Tensor, "batch frames bands"], generator: torch.Generator
+    features: Float[Tensor, "batch frames bands"], valid: Bool[Tensor, "batch frames"], generator: torch.Generator
 ) -> Float[Tensor, "batch frames bands"]:
-    """BAND_MASKS bands and TIME_MASKS spans of every clip set to the clip's mean."""
+    """BAND_MASKS bands and TIME_MASKS spans of every clip set to the clip's mean; what is not valid stays as it is."""
     batch, frames, bands = features.shape
-    mask = _spans(batch, BAND_MASKS, bands, BAND_SHARE, generator)[:, None, :]
-    mask = mask | _spans(batch, TIME_MASKS, frames, TIME_SHARE, generator)[:, :, None]
-    mean = features.mean((1, 2), keepdim=True)
-    return torch.where(mask.to(features.device), mean, features)
+    own = valid.sum(1).cpu()
+    mask = _spans(torch.full((batch,), bands), BAND_MASKS, bands, BAND_SHARE, generator)[:, None, :]
+    mask = mask | _spans(own, TIME_MASKS, frames, TIME_SHARE, generator)[:, :, None]
+    mask = mask.to(features.device) & valid[..., None]
+    mean = (features * valid[..., None]).sum((1, 2)) / (valid.sum(1) * bands).clamp(min=1)
+    return torch.where(mask, mean[:, None, None], features)
 
 
-def _spans(batch: int, number: int, size: int, share: float, generator: torch.Generator) -> Tensor:
-    """[batch, size]: where one of `number` spans lies, each of a length up to `share` of the size."""
-    lengths = torch.rand(batch, number, 1, generator=generator) * share * size
-    starts = torch.rand(batch, number, 1, generator=generator) * (size - lengths)
-    places = torch.arange(size)
+def _spans(
+    sizes: Int[Tensor, " batch"], number: int, longest: int, share: float, generator: torch.Generator
+) -> Bool[Tensor, "batch longest"]:
+    """Where one of `number` spans lies, each of a length up to `share` of the clip's size, within that."""
+    scale = sizes[:, None, None]
+    lengths = torch.rand(len(sizes), number, 1, generator=generator) * share * scale
+    starts = torch.rand(len(sizes), number, 1, generator=generator) * (scale - lengths)
+    places = torch.arange(longest)
     return ((places >= starts) & (places < starts + lengths)).any(1)

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from lhotse import CutSet
 
+from diminuendo.data.tokens import load_tokens
 from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
@@ -167,6 +168,10 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
         source = replace(given, model=pupil.model)
         clips = _clips(cuts, pupil, config, teacher or source)
         cuts = clips.cuts
+    elif config.method == "thin" and family_of(given.model).is_recogniser(given.model):
+        raise UserError(
+            "--method thin: MODEL is a recogniser, whose head would be new too; give --task own to train it"
+        )
     teacher = source if teacher is None else teacher
     depth, teacher_depth = (encoder_config(one.model).num_hidden_layers for one in (source, teacher))
     if depth != teacher_depth:
@@ -212,7 +217,13 @@ def _posterior_weight(config: CompressConfig, pupil: Pupil, teacher: Source | No
         why = "MODEL's head is new and teaches nothing; give a recogniser as --teacher"
     else:
         model = pupil.model if teacher is None else teacher.model
-        kinds = [(family_of(one).task_of(one), getattr(one.config, "vocab_size", 0)) for one in (pupil.model, model)]
+        kinds: list[Any] = [
+            (family_of(one).task_of(one), getattr(one.config, "vocab_size", 0)) for one in (pupil.model, model)
+        ]
+        if teacher is not None and kinds[0] == kinds[1]:
+            its_own = load_tokens(str(teacher.name), model.config)
+            same = (its_own.labels, its_own.blank) == (pupil.tokens.labels, pupil.tokens.blank)
+            kinds[1] = kinds[1] if same else (kinds[1][0], f"{kinds[1][1]} other")
         if kinds[0] == kinds[1] and kinds[0][0] != "tdt":
             return 1.0 if config.posterior_weight is None else config.posterior_weight
         (mine, tokens), (its, its_tokens) = kinds
@@ -340,6 +351,7 @@ def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> d
         "full_shape": facts["shape"]
         and (shape_of(job.stages.family.axes(job.stages.source.model)) | shape_of(job.cost.axes)),
         "method": job.config.method,
+        "left_out": job.stages.clips.left_out if job.stages.clips else "",
         "steps": list(job.config.stage_steps),
         "skipped": facts["skipped"],
         "out": str(out),

@@ -112,6 +112,12 @@ class CompressConfig(RecognitionConfig):
             raise UserError("task_weight, hidden_weight and posterior_weight must not be negative")
         if self.method == "thin" and (self.budget.kind != "params" or self.width or self.objective != "distillation"):
             raise UserError("--method thin: a student of some number of parameters; give --keep params=... alone")
+        if self.task is not None and not self.task_weight + self.hidden_weight + (self.posterior_weight or 0.0):
+            raise UserError("task_weight, hidden_weight and posterior_weight are 0: there is nothing to learn")
+        if self.flat_start:
+            raise UserError("flat_start is for fine-tuning, from weights that know nothing; leave it out")
+        if self.lookaheads is not None and self.task is None:
+            raise UserError("lookaheads: they are drawn where a recogniser learns; give --task own, or leave them out")
         if self.task is not None and self.objective == "masked_prediction":
             raise UserError("--task: the objective masked_prediction has no texts; leave one of the two out")
         if self.matching not in get_args(Matching):

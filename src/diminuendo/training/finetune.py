@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lhotse import CutSet
 
 from diminuendo.data.batching import look_at_one
@@ -25,7 +26,7 @@ from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.schedules import warm_up_then_decay
 
 # Of transformers' training mode: whole layers that go at random, and masks from another generator than torch's.
-_OFF = ("layerdrop", "mask_feature_prob")
+_OFF = ("layerdrop", "mask_time_prob", "mask_feature_prob")
 
 
 def finetune(
@@ -58,6 +59,7 @@ def finetune(
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         device = trainer.accelerator.device
         choose_attention(model, config, device)
+        torch.manual_seed(config.seed)
         weight = config.ctc_weight if pupil.ctc_beside else 0.0
         hearing = hearing_of(config)
         objective = RecognitionObjective(model, source.extractor, hearing, ctc_weight=weight).to(device)

@@ -210,7 +210,8 @@ class Loop:
 
     def _checkpoint(self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, batches: TrainingBatches) -> None:
         several = self.accelerator.num_processes > 1
-        positions = gather_object([batches.state_dict()]) if several else [batches.state_dict()]
+        here = [{"batches": batches.state_dict(), "random": _generators(self.accelerator.device)}]
+        processes = gather_object(here) if several else here
         if self.accelerator.is_main_process:
             state = {
                 "stage": stage.name,
@@ -218,8 +219,7 @@ class Loop:
                 "total_step": stage.offset + step,
                 "module": stage.module.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "batches": positions,
-                "random": torch.get_rng_state(),
+                "processes": processes,
                 "carried": self.carried,
                 "spent": self.spent,
             }
@@ -230,16 +230,21 @@ class Loop:
         """Puts back what the checkpoint holds of this stage; the number of steps done."""
         if self.resumed_stage != stage.name:
             return 0
-        positions = self.saved["batches"]
-        if len(positions) != self.accelerator.num_processes:
+        processes = self.saved.get("processes") or [  # as checkpoints were before
+            {"batches": batches, "random": {"cpu": self.saved["random"]}} for batches in self.saved["batches"]
+        ]
+        if len(processes) != self.accelerator.num_processes:
             raise UserError(
-                f"--resume: the run was made by {len(positions)} processes, not {self.accelerator.num_processes}; "
+                f"--resume: the run was made by {len(processes)} processes, not {self.accelerator.num_processes}; "
                 "launch as many"
             )
         stage.module.load_state_dict(self.saved["module"])
         optimizer.load_state_dict(self.saved["optimizer"])
-        batches.load_state_dict(positions[self.accelerator.process_index])
-        torch.set_rng_state(self.saved["random"])
+        own = processes[self.accelerator.process_index]
+        batches.load_state_dict(own["batches"])
+        torch.set_rng_state(own["random"]["cpu"])
+        if "cuda" in own["random"]:
+            torch.cuda.set_rng_state(own["random"]["cuda"], self.accelerator.device)
         step: int = self.saved["step"]
         self.saved = {}
         return step
@@ -272,6 +277,12 @@ def carry_out(
     accelerator.wait_for_everyone()
     run.read_result()
     return run.result or result  # where a disk is not shared, the other processes have not the whole of it
+
+
+def _generators(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states that dropout and all else that is random go on from."""
+    found = {"cpu": torch.get_rng_state()}
+    return found | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def _clocks() -> dict[str, float]:

@@ -14,6 +14,7 @@ from diminuendo.pruning.budget import CostKind, Multipliers
 from diminuendo.pruning.gating import Gates
 from diminuendo.structure.axis import Axis, Slice
 from diminuendo.structure.cost import CostModel
+from diminuendo.tasks.augment import takes_masks
 from diminuendo.training.kernels import convolution_chosen
 
 Scalars = dict[str, Tensor]
@@ -28,18 +29,22 @@ class Teacher:
     def __init__(self, model: Model, extractor: Any = None) -> None:
         self.model, self.extractor = family_of(model).fast(model.eval()), extractor
 
+    def frame_lengths(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        return family_of(self.model).frame_lengths(self.model, lengths)
+
     def states(
         self, waveforms: Tensor, lengths: Tensor, extractor: Any, inputs: Mapping[str, Any], wanted: Collection[int]
     ) -> list[Tensor]:
         """Hidden states, of which the wanted can be learned. inputs: what the student hears, by this extractor.
 
-        A teacher with another extractor, or one that hears whole clips where the student streams, hears its own.
+        A teacher with another extractor hears its own; one that hears whole clips, or takes no masks, hears all.
         """
         family = family_of(self.model)
         if self.extractor is not None and self.extractor.to_dict() != extractor.to_dict():
             inputs = model_inputs(self.extractor, waveforms, lengths)
-        elif not family.streams:
-            inputs = {name: value for name, value in inputs.items() if name != "num_lookahead_tokens"}
+        else:
+            taken = {"num_lookahead_tokens": family.streams, "mask_time_indices": takes_masks(self.model)}
+            inputs = {name: value for name, value in inputs.items() if taken.get(name, True)}
         with torch.inference_mode(), convolution_chosen(self.model):
             states = family.hidden_states(self.model, inputs)
         # Inference tensors cannot be saved for a backward pass: the few that are compared are copied out.

@@ -1,7 +1,8 @@
 """What a person sees of a long run (on standard error), and what TensorBoard gets."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,16 +79,20 @@ class StageProgress:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def tracked(items: Sequence[T], name: str, unit: str, quiet: bool) -> Iterator[T]:
-    """The items one by one, with a bar, and soon an estimate of how long whoever takes them needs for all."""
-    with StageProgress(name, len(items), 0, offset=0, quiet=quiet, tensorboard=None) as progress:
+def tracked(items: Iterable[T], name: str, unit: str, quiet: bool, total: int | None = None) -> Iterator[T]:
+    """The items one by one, with a bar, and soon an estimate of how long whoever takes them needs for all.
+
+    total: how many there are, of those that do not know it.
+    """
+    number = len(items) if isinstance(items, Sized) else total or 0
+    with StageProgress(name, number, 0, offset=0, quiet=quiet, tensorboard=None) as progress:
         for done, item in enumerate(items, 1):
             started = time.monotonic()
             yield item
             progress.advance()
             if done == 2:  # the first one warms up
                 each = time.monotonic() - started
-                progress.print(f"about {duration_text(each * len(items))} for {len(items):,} {unit} (from one)")
+                progress.print(f"about {duration_text(each * number)} for {number:,} {unit} (from one)")
             progress.say(done, unit)
 
 
@@ -100,11 +105,13 @@ class Meter:
 
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
+        self.counts: Counter[str] = Counter()  # a flat start has fewer scalars
         self.watched = torch.zeros(())
         self.count, self.seconds, self.started = 0, 0.0, time.monotonic()
 
     def add(self, scalars: dict[str, torch.Tensor], seconds: float) -> None:
         for name, value in scalars.items():
+            self.counts[name] += 1
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         self.count, self.seconds = self.count + 1, self.seconds + seconds
 
@@ -116,7 +123,7 @@ class Meter:
     def check(self) -> None:
         """Raises Diverged if scalars or gradients are not finite: nothing after that would be worth having."""
         if not all(value.isfinite() for value in (self.watched, *self.sums.values())):
-            values = {name: float(total) / self.count for name, total in self.sums.items()}
+            values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
             raise Diverged(
                 f"training diverged, or gradients did: {values}; a lower learning rate may help, like "
                 "--set learning_rate=1e-4, in another --out"
@@ -125,7 +132,7 @@ class Meter:
     def take(self) -> dict[str, float]:
         """As `check`, and starts anew."""
         self.check()
-        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         elapsed = max(1e-9, time.monotonic() - self.started)
         rate, step = self.seconds / elapsed * self.num_processes, elapsed * self.accumulate / self.count
         self._reset()

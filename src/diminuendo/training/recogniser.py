@@ -1,7 +1,7 @@
 """The recogniser that is trained: MODEL itself, or its encoder with a new head, and the texts that it learns."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,11 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
     family = family_of(source.model)
     if config.lookaheads is not None and not family.streams:
         raise UserError(f"lookaheads: {source.name} is no streaming model, it hears whole clips; leave lookaheads out")
+    if getattr(family.encoder(source.model).config, "add_adapter", False):
+        raise UserError(
+            f"{source.name} has an adapter behind its encoder, whose frames are not counted here; give another"
+        )
+    torch.manual_seed(config.seed)
     own = family.task_of(source.model)
     task = (own or "ctc+rnnt") if config.task == "own" else str(config.task)
     head: Task = "rnnt" if task == "ctc+rnnt" else task  # type: ignore[assignment]
@@ -62,7 +67,6 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
         raise UserError(
             f"MODEL's tokens have their blank at {tokens.blank}, a new head has it last; give --tokens, for new ones"
         )
-    torch.manual_seed(config.seed)
     widths = {"width": config.predictor_width, "layers": config.predictor_layers}
     return Pupil(with_head(source.model, head, tokens.size - 1, **widths), tokens, task, new=True)
 
@@ -81,22 +85,23 @@ class HeardClips:
     teacher: the recogniser, of the pupil's labels.
     """
 
-    left_out = ""
-
     def __init__(self, cuts: CutSet, pupil: Pupil, config: RecognitionConfig, teacher: Source) -> None:
-        self.pupil, self.teacher = pupil, teacher
+        self.pupil, self.teacher, self.left_out = pupil, teacher, ""
         longest = min(config.max_seconds, config.seconds_per_batch)
         self.cuts = cuts.filter(lambda cut: cut.duration <= longest)
         if not cuts.is_lazy:
             self.cuts = _some(self.cuts.to_eager(), len(cuts), longest)
+            self.left_out = _said({f"longer than {longest:g} s": len(cuts) - len(self.cuts)})
 
     def texts(self, batch: Batch) -> tuple[Batch, Texts]:
         """The clips of a batch that have a frame, and the ids of the labels that were heard."""
-        batch = _only(batch, family_of(self.pupil.model).frame_lengths(self.pupil.model, batch.lengths) > 0)
+        frames = family_of(self.pupil.model).frame_lengths(self.pupil.model, batch.lengths)
+        batch, frames = _only(batch, frames > 0), frames[frames > 0]
         if not batch.cuts:
             return batch, []
-        found = hypotheses(self.teacher.model, self.teacher.extractor, batch, Decoding())
-        return batch, [best.tokens for best, *_ in found]
+        found = [best.tokens for best, *_ in hypotheses(self.teacher.model, self.teacher.extractor, batch, Decoding())]
+        usable = ~too_long_for_ctc(found, frames) if "ctc" in self.pupil.task else frames > 0
+        return _only(batch, usable), [text for text, is_usable in zip(found, usable.tolist(), strict=True) if is_usable]
 
 
 def _some(fitting: CutSet, clips: int, longest: float) -> CutSet:
@@ -107,6 +112,14 @@ def _some(fitting: CutSet, clips: int, longest: float) -> CutSet:
             "larger max_seconds and --seconds-per-batch"
         )
     return fitting
+
+
+def _said(left_out: Mapping[str, int]) -> str:
+    """How many clips are left out and why, which is logged too."""
+    said = ", ".join(f"{count} clips left out: {why}" for why, count in left_out.items() if count)
+    if said:
+        log.warning("%s", said)
+    return said
 
 
 def _only(batch: Batch, usable: Bool[Tensor, " batch"]) -> Batch:
@@ -149,9 +162,7 @@ class LabelledClips:
                 f"{min(short)}); give tokens of more letters each (pieces, words), or a model of more frames a second"
             )
         found = {f"longer than {longest:g} s": len(clips) - len(fitting), "more labels than frames": len(short)}
-        self.left_out = ", ".join(f"{count} clips left out: {why}" for why, count in found.items() if count)
-        if self.left_out:
-            log.warning("%s", self.left_out)
+        self.left_out = _said(found)
         self.cuts = CutSet([cut for cut in fitting if cut.id not in short])
 
     def _too_short(self, cuts: Sequence[Any], targets: Targets) -> set[str]:

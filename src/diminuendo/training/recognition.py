@@ -57,7 +57,7 @@ def hearing_of(config: RecognitionConfig) -> Hearing:
 
 
 class RecognitionObjective(nn.Module):
-    """The loss of a recogniser's task, in training mode: dropout is as the configuration has it."""
+    """The loss of a recogniser's task, in training mode: the encoder's dropout is as its configuration has it."""
 
     def __init__(self, model: Model, extractor: Any, hearing: Hearing, *, ctc_weight: float = 0.0) -> None:
         super().__init__()
@@ -88,9 +88,10 @@ class Weights:
 class TaughtRecognition(nn.Module):
     """The loss of a recogniser's task beside distillation of hidden states and of posteriors, each with its weight.
 
-    Like the teacher the student stays in evaluation mode: what shrinks is compared with what does not, and both hear
-    the same masked input. The posteriors are those of CTC's frames, or of a transducer's lattice, of a teacher with the
-    same labels; TDT has none.
+    Like the teacher the student stays in evaluation mode: what shrinks is compared with what does not. Both hear the
+    same masked input, but a teacher with an extractor of its own, or without an embedding of masked frames, hears all.
+    The posteriors are those of CTC's frames, or of a transducer's lattice, of a teacher with the same labels; TDT has
+    none.
     """
 
     def __init__(
@@ -121,6 +122,9 @@ class TaughtRecognition(nn.Module):
     def train(self, mode: bool = True) -> "TaughtRecognition":
         super().train(mode)
         self.student.eval()
+        for module in self.student.modules():
+            if isinstance(module, nn.LSTM):  # without dropout it is the same, and cuDNN has no gradient otherwise
+                module.train(mode)
         return self
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, texts: Texts) -> Scalars:
@@ -137,13 +141,14 @@ class TaughtRecognition(nn.Module):
             wanted = {*self.distillation.layers, len(states) - 1}
             targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, wanted)
             frames = min(states[0].shape[1], targets[0].shape[1])
+            both = torch.minimum(counts, self.teacher.frame_lengths(lengths))
             if weights.hidden:
                 cut = ([one[:, :frames] for one in several] for several in (states, targets))
-                found["hidden"] = self.distillation(*cut, counts.clamp(max=frames))["loss"]
+                found["hidden"] = self.distillation(*cut, both)["loss"]
                 loss = loss + weights.hidden * found["hidden"]
             if weights.posteriors:
                 taught = self._teacher_logits(targets[-1], labels)
-                found["posteriors"] = self._posteriors(logits[:, :frames], taught[:, :frames], counts, labels)
+                found["posteriors"] = self._posteriors(logits[:, :frames], taught[:, :frames], both, labels)
                 loss = loss + weights.posteriors * found["posteriors"]
         return {"loss": loss, **found}
 
@@ -152,7 +157,7 @@ class TaughtRecognition(nn.Module):
         return output_logits(self.teacher.model, states, labels)
 
     def _posteriors(self, logits: Tensor, taught: Tensor, counts: Tensor, labels: Labels) -> Tensor:
-        counts, blank = counts.clamp(max=logits.shape[1]), self.task.blank
+        blank = self.task.blank
         if not is_transducer(self.student):
             return ctc_posteriors(logits, taught, counts, blank)["loss"]
         nodes = [lattice(one, labels.ids, blank, counts, labels.lengths) for one in (logits, taught)]

@@ -18,7 +18,7 @@ class RecognitionConfig(TrainingConfig):
     head while it is trained, whose loss counts ctc_weight.
     tokens: None for those MODEL comes with, characters for an encoder; token_count: of "pieces".
     predictor_width, predictor_layers: of a new transducer's predictor and joint network.
-    head_learning_rate: of all that is not the encoder.
+    head_learning_rate: of all that is not the encoder; in a compression, of a head that is new.
     flat_start: the fraction of the steps that a fine-tuning begins with by learning frames, as if all labels of a clip
     were equally long. From weights that know nothing of speech CTC and RNN-T may stay for thousands of steps where they
     give the most frequent labels; a flat start leads past that. It needs CTC, alone or beside.

@@ -13,6 +13,7 @@ from torch import nn
 
 from diminuendo.data.batching import Batch, look_at_one
 from diminuendo.distillation.hidden import HiddenDistillation
+from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of, stream_width
 from diminuendo.pruning.budget import select, selected_cost
 from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach, plain_state
@@ -96,10 +97,12 @@ class TwoStages:
         return None if self.clips is None else self.clips.texts
 
     def _labelled(self, batch: Batch) -> tuple[Batch, tuple[Texts, ...]]:
-        """A batch as an objective takes it."""
+        """A batch as an objective takes it. UserError if none of its clips has a text that can be used."""
         if self.clips is None:
             return batch, ()
         batch, texts = self.clips.texts(batch)
+        if not texts:
+            raise UserError("no clip of the first batch has a text that can be used; check the texts in DATA")
         return batch, (texts,)
 
     def _groups(self, objective: Any, rate: float, schedule: Schedule) -> list[Group]:
@@ -132,7 +135,7 @@ class TwoStages:
             attach(objective, gates, [objective.readers(width[0])])
         return JointObjective(
             objective,
-            name=config.objective,
+            name=config.objective if self.clips is None else "recognition",
             gates=gates,
             cost=self.cost,
             kind=config.budget.kind,
