@@ -55,5 +55,6 @@ def _clip(corpus: str, cut: Any) -> Clip:
     if not keyword or not speaker or not split:
         raise UserError(f"{name}: expected a keyword, a speaker and a split, got {keyword!r}, {speaker!r}, {split!r}")
     text = keyword if corpus == DIGITS else NUMBERS.get(keyword, keyword)
-    # Speakers of one name in both folders would be two people. "zoom in" is one word: nobody says "zoom" alone.
-    return Clip(name, cut, "-".join(text.split()), f"{corpus}/{speaker}", split)  # type: ignore[arg-type]
+    # Speakers of one name in both folders would be two people. "zoom in" is one word: nobody says "zoom" alone, and a
+    # hyphen would be a space to a recogniser.
+    return Clip(name, cut, "".join(text.split()), f"{corpus}/{speaker}", split)  # type: ignore[arg-type]

@@ -57,9 +57,8 @@ class Joining:
     """How utterances are composed.
 
     max_words: of an utterance. singles: the fraction of train utterances that have one word, numbers from 2 to
-    `max_words` sharing the rest equally; CTC over whole words leaves its all-blank plateau within hundreds of steps if
-    half are single, and stays there for thousands without any. max_gap: seconds; gaps before, between and after words
-    are drawn from 0 to it.
+    `max_words` sharing the rest equally: of single words encoders learn fastest which frames are of which. max_gap:
+    seconds; gaps before, between and after words are drawn from 0 to it.
     """
 
     max_words: int = 6
