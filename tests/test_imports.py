@@ -21,6 +21,8 @@ ORDER = (
     {"export"},
     {"training"},
     {"report", "recipes"},
+    {"given"},
+    {"recognising"},
     {"api"},
     {"demo", "cli_text"},
     {"cli"},

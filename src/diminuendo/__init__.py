@@ -3,11 +3,22 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diminuendo.api import compress, evaluate, pretrain, profile, sensitivity, stream
+    from diminuendo.api import compress, evaluate, finetune, pretrain, profile, sensitivity, stream, transcribe
     from diminuendo.errors import UserError
     from diminuendo.families import load
 
-__all__ = ["UserError", "compress", "evaluate", "load", "pretrain", "profile", "sensitivity", "stream"]
+__all__ = [
+    "UserError",
+    "compress",
+    "evaluate",
+    "finetune",
+    "load",
+    "pretrain",
+    "profile",
+    "sensitivity",
+    "stream",
+    "transcribe",
+]
 
 
 def __getattr__(name: str) -> Any:

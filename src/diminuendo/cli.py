@@ -68,6 +68,12 @@ def compress(
         str | None,
         typer.Option(help="l0, lowrank, l0+lowrank learn what goes; random, magnitude, taylor, layerdrop do not."),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Learn it at the same time: own (MODEL's), ctc, rnnt, ctc+rnnt; DATA has texts.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Of a new head: characters, pieces or words (default: MODEL's, or characters).")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Whose states are learned (default: MODEL).")] = None,
     width: Annotated[bool | None, typer.Option("--width", help="The residual stream may become narrower too.")] = None,
     round_to: Annotated[int | None, typer.Option(help="Kept widths are multiples of this (default 8).")] = None,
@@ -108,6 +114,8 @@ def compress(
             settings or (),
             keep=keep,
             method=method,
+            task=task,
+            tokens=tokens,
             width=width,
             round_to=round_to,
             steps=steps,
