@@ -1,4 +1,4 @@
-"""The demo's story, on a small corpus with a micro model; and every recipe, end to end."""
+"""The demo's story, on a small corpus with a micro model; and recipes that need no texts, end to end."""
 
 import json
 from dataclasses import asdict
@@ -80,7 +80,7 @@ def test_the_fixed_student_is_trained_as_the_compressed_one_was() -> None:
     assert alone["steps"] == 10
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name == "dphubert" or name.startswith("agnostic")])
 def test_a_tiny_recipe_runs_end_to_end(recipe: str, teacher_folder: Path, corpus: Path, tmp_path: Path) -> None:
     small = diminuendo.compress(
         teacher_folder,

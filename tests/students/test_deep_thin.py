@@ -6,8 +6,9 @@ from transformers import HubertConfig
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
+from diminuendo.families import family_of
 from diminuendo.students.deep_thin import deep_thin, thin_config
-from tiny import TRANSFORMER_VARIANTS, audio, tiny_model
+from tiny import TRANSFORMER_VARIANTS, audio, inputs_of, tiny_model
 
 
 def size(model: torch.nn.Module) -> int:
@@ -56,8 +57,22 @@ def test_a_teacher_that_was_compressed_is_refused() -> None:
         deep_thin(gated_and_removed(tiny_model(), "heads", "some").removed, 20_000)
 
 
+@pytest.mark.parametrize("family", ["parakeet", "nemotron"])
+def test_a_fast_conformer_becomes_thin_behind_the_front_end_that_it_had(family: str) -> None:
+    teacher = tiny_model(family, "encoder")
+    whole = sum(p.numel() for p in teacher.parameters())
+    student = deep_thin(teacher, 0.6 * whole)
+    assert 0.55 * whole < sum(p.numel() for p in student.parameters()) <= 0.6 * whole
+    assert student.config.num_hidden_layers == teacher.config.num_hidden_layers
+    assert student.config.hidden_size < teacher.config.hidden_size
+    front = {name: value for name, value in teacher.subsampling.state_dict().items() if "linear" not in name}
+    assert all(torch.equal(student.subsampling.state_dict()[name], value) for name, value in front.items())
+    with torch.inference_mode():
+        assert len(family_of(student).hidden_states(student, inputs_of(teacher))) == 4
+
+
 def test_a_conformer_is_refused() -> None:
-    with pytest.raises(UserError, match="wav2vec2-conformer is a conformer"):
+    with pytest.raises(UserError, match="or of Parakeet; wav2vec2-conformer has others"):
         deep_thin(tiny_model("wav2vec2-conformer"), 20_000)
 
 

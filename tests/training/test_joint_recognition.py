@@ -191,14 +191,7 @@ def test_a_thin_student_of_a_model_whose_blank_is_not_last_is_refused(corpus: Pa
 
 
 # Of recipes that differ by their method alone one of each method is quick.
-SLOW = {
-    "joint-l0",
-    "joint-lowrank",
-    "agnostic-lowrank",
-    "agnostic-l0-lowrank",
-    "prune-only-l0",
-    "prune-only-l0-lowrank",
-}
+QUICK = ("joint-l0-lowrank", "agnostic-l0", "prune-only-lowrank", "distil-only", "conformer-l0")
 
 
 @pytest.mark.parametrize(

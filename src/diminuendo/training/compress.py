@@ -24,7 +24,7 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.structure.latency import LatencyTable
 from diminuendo.structure.shape import Shape, shape_of, sizes_of
 from diminuendo.training.card import compression_card
-from diminuendo.training.compress_config import LEARNED, CompressConfig, Method
+from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
 from diminuendo.training.latency import measure_table
@@ -40,11 +40,6 @@ from diminuendo.training.unlearned import remove_in_rounds
 
 log = logging.getLogger(__name__)
 
-# What a removal begins with, by the methods that are not baselines of removal.
-_FIRST: dict[Method, Callable[[TwoStages, Loop], Model]] = {
-    **dict.fromkeys(LEARNED, TwoStages.first),
-    "thin": thin_student,
-}
 OFF_PROMISE = 0.15
 # Shorter runs are over before an estimate of them is.
 WORTH_ESTIMATING = 100
@@ -106,7 +101,7 @@ def compress(
         job.stages.teacher.model.to(accelerator.device)
         if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
             log.info("%s", _sentence(_measured(job, accelerator.device), config))
-        removed = _FIRST.get(job.config.method, remove_in_rounds)(job.stages, trainer)
+        removed = _smaller(job.stages, trainer)
         job.stages.second(trainer, removed)
         latency = _latency(job, removed, trainer.carried["shape"]) if accelerator.is_main_process else {}
         result = _result(job, removed, trainer.carried, out) | latency
@@ -121,6 +116,13 @@ def compress(
         return result, write
 
     return carry_out(run, config, loop, train, resume=resume, overwrite=overwrite)
+
+
+def _smaller(stages: TwoStages, trainer: Loop) -> Model:
+    """What the first stage leaves."""
+    if stages.config.learned:
+        return stages.first(trainer)
+    return (thin_student if stages.config.method == "thin" else remove_in_rounds)(stages, trainer)
 
 
 def dry_run(
