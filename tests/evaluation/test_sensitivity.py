@@ -73,7 +73,13 @@ def valid_states(model: Any, batches: Any) -> list[torch.Tensor]:
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize(("family", "style"), VARIANTS)
+QUICK = [("hubert", "base"), ("wavlm", "large"), ("wav2vec2-bert", "base"), ("parakeet", "ctc"), ("nemotron", "rnnt")]
+
+
+@pytest.mark.parametrize(
+    ("family", "style"),
+    [variant if variant in QUICK else pytest.param(*variant, marks=pytest.mark.slow) for variant in VARIANTS],
+)
 def test_the_change_and_the_freed_cost_are_those_of_a_model_really_removed(
     family: str, style: str, batches: Any
 ) -> None:

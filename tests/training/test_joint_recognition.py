@@ -59,7 +59,9 @@ def compress(model: Path, corpus: Path, out: Path, **settings: Any) -> dict[str,
     return api.compress_to_result(model, corpus, out, **{"keep": "params=0.5", "task": "own", **SETTINGS, **settings})
 
 
-@pytest.mark.parametrize("method", ["l0", "lowrank", "l0+lowrank", "magnitude", "thin"])
+@pytest.mark.parametrize(
+    "method", ["l0", pytest.param("lowrank", marks=pytest.mark.slow), "l0+lowrank", "magnitude", "thin"]
+)
 def test_an_encoder_becomes_a_small_recogniser_of_the_size_that_was_asked(
     method: str, models: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
@@ -76,7 +78,7 @@ def test_an_encoder_becomes_a_small_recogniser_of_the_size_that_was_asked(
     assert model.joint.head.in_features == 16 or learned
 
 
-@pytest.mark.parametrize("task", ["ctc", "rnnt"])
+@pytest.mark.parametrize("task", [pytest.param("ctc", marks=pytest.mark.slow), "rnnt"])
 def test_a_recogniser_is_compressed_with_its_posteriors_and_the_same_again_when_resumed(
     task: str, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
