@@ -350,7 +350,7 @@ def demo(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Directories that compress or pretrain wrote.")],
+    runs: Annotated[list[Path], typer.Argument(help="Directories that compress, pretrain or finetune wrote.")],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     as_json: Json = False,
 ) -> None:

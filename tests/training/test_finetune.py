@@ -111,6 +111,23 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
+def test_a_tdt_recogniser_is_trained_and_decoded(encoders: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    result = api.finetune(encoders["parakeet"], corpus, tmp_path / "asr", task="tdt", **SETTINGS)
+    assert result["task"] == "tdt"
+    assert api.evaluate(tmp_path / "asr", corpus)["clips"] == len(TEXTS)
+    with pytest.raises(UserError, match="TDT is decoded greedily"):
+        api.evaluate(tmp_path / "asr", corpus, beam=4)
+
+
+def test_a_flat_start_without_ctc_is_refused(encoders: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    said = refused(encoders["parakeet"], corpus, tmp_path / "out", task="rnnt", flat_start=0.5)
+    assert "has no CTC to start with" in said
+    whole = {**SETTINGS, "flat_start": 1.0, "augment": False}
+    api.finetune(encoders["parakeet"], corpus, tmp_path / "flat", task="ctc+rnnt", **whole)
+    lines = list(map(json.loads, (tmp_path / "flat" / "log.jsonl").read_text().splitlines()))
+    assert ["rnnt" in line for line in lines] == [False] * 6 + [True] * 2
+
+
 def test_training_leaves_the_model_that_was_given_as_it_is(
     encoders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
@@ -148,6 +165,7 @@ def test_labels_that_the_tokens_lack_are_named_and_refused_above_one_in_a_hundre
     with caplog.at_level(logging.WARNING):
         api.finetune(tmp_path / "asr", mostly, tmp_path / "out", **{**SETTINGS, "tokens": None})
     assert "1 of 121 clips" in caplog.text
+    assert "1 clips left out: texts that the tokens cannot write" in (tmp_path / "out" / "result.json").read_text()
 
 
 def test_more_labels_than_frames_are_refused_for_ctc_and_not_for_a_transducer(

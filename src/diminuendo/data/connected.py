@@ -57,8 +57,8 @@ class Joining:
     """How utterances are composed.
 
     max_words: of an utterance. singles: the fraction of train utterances that have one word, numbers from 2 to
-    `max_words` sharing the rest equally: of single words encoders learn fastest which frames are of which. max_gap:
-    seconds; gaps before, between and after words are drawn from 0 to it.
+    `max_words` sharing the rest equally; of a single word all frames are known to be its own. max_gap: seconds;
+    gaps before, between and after words are drawn from 0 to it.
     """
 
     max_words: int = 6

@@ -32,6 +32,7 @@ class HiddenDistillation(nn.Module):
 
     matching: the student's layers are the same ("fixed"); or for every batch those that after the map are nearest, in
     the order of layers ("free"); or drawn for every batch from those up to the layer, behind the one before ("random").
+    The first states always learn from the first and the last, which heads read, from the last.
 
     Layer 0 (the feature projection's output) has a linear map of its own, the others share one. Maps start as the
     identity where student and teacher have one width, else as torch draws them.
@@ -84,8 +85,7 @@ class HiddenDistillation(nn.Module):
     def _matched(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], frames: Int[Tensor, " valid"]
     ) -> dict[int, int]:
-        """By the teacher's layer the student's. The first states learn from the first, the last, which heads read, from
-        the last."""
+        """By the teacher's layer the student's."""
         depth = len(student) - 1
         same = {layer: layer for layer in self.layers}
         layers = [layer for layer in self.layers if 0 < layer < depth]

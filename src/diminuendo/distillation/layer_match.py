@@ -21,9 +21,8 @@ def nearest_in_order(distances: Sequence[Sequence[float]]) -> list[int]:
     There are at least as many columns as rows.
     """
     columns = len(distances[0])
-    best: list[tuple[float, list[int]]] = [(0.0, [])] * (
-        columns + 1
-    )  # of the rows so far, by how many of the columns may be used
+    # Of the rows so far, by how many of the columns may be used.
+    best: list[tuple[float, list[int]]] = [(0.0, [])] * (columns + 1)
     for row, of_row in enumerate(distances):
         ahead: list[tuple[float, list[int]]] = [(float("inf"), [])] * (row + 1)
         for used in range(row + 1, columns + 1):

@@ -150,9 +150,10 @@ class LabelledClips:
         if cuts.is_lazy:
             self.cuts = self.cuts.filter(lambda cut: cut.duration <= longest)
         else:
-            self._leave_out(longest)
+            self._leave_out(longest, len(cuts) - len(self.cuts))
 
-    def _leave_out(self, longest: float) -> None:
+    def _leave_out(self, longest: float, unwritten: int) -> None:
+        """Leaves out what cannot be used. unwritten: clips that are gone already, as tokens lack what they say."""
         clips = list(self.cuts)
         fitting = list(_some(CutSet([cut for cut in clips if cut.duration <= longest]), len(clips), longest))
         short = self._too_short(fitting, self.targets) if self.ctc else set()
@@ -161,8 +162,13 @@ class LabelledClips:
                 f"{len(short)} of {len(fitting)} clips have more labels than frames, which CTC cannot align (first: "
                 f"{min(short)}); give tokens of more letters each (pieces, words), or a model of more frames a second"
             )
-        found = {f"longer than {longest:g} s": len(clips) - len(fitting), "more labels than frames": len(short)}
-        self.left_out = _said(found)
+        self.left_out = _said(
+            {
+                "texts that the tokens cannot write": unwritten,
+                f"longer than {longest:g} s": len(clips) - len(fitting),
+                "more labels than frames": len(short),
+            }
+        )
         self.cuts = CutSet([cut for cut in fitting if cut.id not in short])
 
     def _too_short(self, cuts: Sequence[Any], targets: Targets) -> set[str]:
