@@ -36,13 +36,15 @@ def load_waveform(
     min_seconds: float = 0.1,
     max_seconds: float | None = None,
     generator: np.random.Generator | None = None,
+    speed: float = 1.0,
 ) -> Float[np.ndarray, "samples"]:
     """The samples of a clip: float32, mono, within [-1, 1], at `sampling_rate`.
 
     Channels are averaged (those that the cut names, where its recording declares more than one). Audio louder than
     full scale, as lossy codecs and float files may hold, is scaled down to it. With `max_seconds`, a longer clip is
     cropped to that length at a place that `generator` draws, and no more of a file is decoded. Of a file that is longer
-    than its manifest states, the beginning is read, as NeMo does; a rounded length means all of it.
+    than its manifest states, the beginning is read, as NeMo does; a rounded length means all of it. `speed`: of playing
+    it, which also moves its pitch; lengths are those before.
 
     Raises:
         BadAudio: the clip is missing, broken, empty, silent, shorter than `min_seconds`, or holds NaN or infinity.
@@ -57,10 +59,10 @@ def load_waveform(
         raise BadAudio("silent", f"all samples are {mono[0]:g}")
     if len(mono) < min_seconds * rate:
         raise BadAudio("too short", f"{len(mono) / rate:.3f} s, expected at least {min_seconds:g} s")
-    if rate != sampling_rate:
-        mono = np.asarray(soxr.resample(mono, rate, sampling_rate), dtype=np.float32)
+    if rate * speed != sampling_rate:
+        mono = np.asarray(soxr.resample(mono, rate * speed, sampling_rate), dtype=np.float32)
     if max_seconds is not None:
-        mono = mono[: int(max_seconds * sampling_rate)]
+        mono = mono[: int(max_seconds / speed * sampling_rate)]
     mono /= max(1.0, float(np.abs(mono).max()))
     return mono
 

@@ -88,8 +88,9 @@ class TrainingBatches:
             UserError: a setting that decides which batches follow is not what it was.
         """
         for name, value in self._binding().items():
-            if state["settings"][name] != value:
-                raise UserError(f"cannot resume: {name} was {state['settings'][name]}, is {value}; give what it was")
+            was = state["settings"].get(name, getattr(BatchSettings, name, None))  # before there was such a setting
+            if was != value:
+                raise UserError(f"cannot resume: {name} was {was}, is {value}; give what it was")
         self.close()
         self._epoch, self._batch = state["epoch"], state["batch"]
         self.skipped.load_state_dict(state["skipped"])
@@ -221,12 +222,12 @@ def _stream(cuts: CutSet, settings: BatchSettings, epoch: int, batch: int) -> It
 def _training_item(clips: tuple[Cut, ...], settings: BatchSettings, epoch: int, index: int) -> _Item:
     rate = settings.sampling_rate
     generator = np.random.default_rng((settings.seed, settings.rank, epoch, index))
-    waveforms, kept, bad = _load(clips, rate, settings.min_seconds, settings.longest, generator)
+    waveforms, kept, bad = _load(clips, rate, settings.min_seconds, settings.longest, generator, settings.speeds)
     if not kept:
         return _Item(None, bad, epoch, index + 1)
     # Batches keep to the limit unless durations in the manifest are wrong.
     waveforms = waveforms[: max(1, int(settings.seconds_per_batch / settings.min_seconds))]
-    longest = int(settings.seconds_per_batch * rate) // len(waveforms)
+    longest = int(settings.seconds_per_batch / min(settings.speeds) * rate) // len(waveforms)
     if settings.crop_to_shortest:
         longest = min(longest, *map(len, waveforms))
     waveforms = [crop(samples, longest, generator) for samples in waveforms]
@@ -239,12 +240,14 @@ def _load(
     min_seconds: float,
     max_seconds: float | None = None,
     generator: np.random.Generator | None = None,
+    speeds: Sequence[float] = (1.0,),
 ) -> tuple[list[np.ndarray], list[Cut], _Bad]:
     """The waveforms that could be read, their cuts, and the others with the reason."""
     waveforms, kept, bad = [], [], []
     for cut in clips:
+        speed = speeds[0] if generator is None or len(speeds) == 1 else float(generator.choice(speeds))
         try:
-            waveforms.append(load_waveform(cut, sampling_rate, min_seconds, max_seconds, generator))
+            waveforms.append(load_waveform(cut, sampling_rate, min_seconds, max_seconds, generator, speed))
             kept.append(cut)
         except BadAudio as error:
             bad.append((cut.id, error))

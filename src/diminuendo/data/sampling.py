@@ -20,13 +20,15 @@ WINDOW_LAZY = 1_000  # clips held of a lazy set, for each process; those of a Sh
 class BatchSettings:
     """How training batches are made; lengths in seconds.
 
-    `crop_to_shortest` cuts every clip to the shortest of its batch, at a random place, instead of padding.
+    `crop_to_shortest` cuts every clip to the shortest of its batch, at a random place, instead of padding. `speeds`:
+    every clip is played at one of them, drawn anew each time; slower ones make batches that much longer.
     """
 
     seconds_per_batch: float
     max_seconds: float = 15.0
     min_seconds: float = 0.1
     crop_to_shortest: bool = False
+    speeds: tuple[float, ...] = (1.0,)
     sampling_rate: int = 16_000
     seed: int = 0
     rank: int = 0

@@ -28,30 +28,38 @@ def takes_masks(model: Model) -> bool:
 
 
 def augmented(
-    model: Model, inputs: Mapping[str, Tensor], counts: Int[Tensor, " batch"], generator: torch.Generator
+    model: Model,
+    inputs: Mapping[str, Tensor],
+    counts: Int[Tensor, " batch"],
+    generator: torch.Generator,
+    strength: float = 1.0,
 ) -> dict[str, Tensor]:
     """An input with masks: of features bands and spans of time, of waveforms spans of the front end's frames.
 
-    counts: each clip's own frames. Waveforms of a model that takes no masks stay as they are.
+    counts: each clip's own frames. strength: how much of the published shares is masked at most. Waveforms of a model
+    that takes no masks stay as they are.
     """
     if "input_features" in inputs:
         features = inputs["input_features"]
         valid = inputs.get("attention_mask", torch.ones_like(features[..., 0]))
-        return {**inputs, "input_features": masked_features(features, valid.bool(), generator)}
+        return {**inputs, "input_features": masked_features(features, valid.bool(), generator, strength)}
     if not takes_masks(model):
         return dict(inputs)
-    mask = span_mask(counts, int(counts.max()), STATES_MASKED, STATES_SPAN, generator)
+    mask = span_mask(counts, int(counts.max()), strength * STATES_MASKED, STATES_SPAN, generator)
     return {**inputs, "mask_time_indices": mask}
 
 
 def masked_features(
-    features: Float[Tensor, "batch frames bands"], valid: Bool[Tensor, "batch frames"], generator: torch.Generator
+    features: Float[Tensor, "batch frames bands"],
+    valid: Bool[Tensor, "batch frames"],
+    generator: torch.Generator,
+    strength: float = 1.0,
 ) -> Float[Tensor, "batch frames bands"]:
     """BAND_MASKS bands and TIME_MASKS spans of every clip set to the clip's mean; what is not valid stays as it is."""
     batch, frames, bands = features.shape
     own = valid.sum(1).cpu()
-    mask = _spans(torch.full((batch,), bands), BAND_MASKS, bands, BAND_SHARE, generator)[:, None, :]
-    mask = mask | _spans(own, TIME_MASKS, frames, TIME_SHARE, generator)[:, :, None]
+    mask = _spans(torch.full((batch,), bands), BAND_MASKS, bands, strength * BAND_SHARE, generator)[:, None, :]
+    mask = mask | _spans(own, TIME_MASKS, frames, strength * TIME_SHARE, generator)[:, :, None]
     mask = mask.to(features.device) & valid[..., None]
     mean = (features * valid[..., None]).sum((1, 2)) / (valid.sum(1) * bands).clamp(min=1)
     return torch.where(mask, mean[:, None, None], features)

@@ -25,14 +25,15 @@ class Hearing:
     """How a recogniser hears clips while it is trained.
 
     lookaheads: of a streaming encoder, in frames; every batch has one of them, drawn like its masks from seed and draw.
-    augment_from: the step from which the input is masked, None for never. flat_start: steps of a flat start; in their
-    last third it fades.
+    augment_from: the step from which the input is masked, None for never; strength: how much of the published masks.
+    flat_start: steps of a flat start; in their last third it fades.
     """
 
     lookaheads: tuple[int, ...] = ()
     augment_from: int | None = None
     seed: int = 0
     flat_start: int = 0
+    strength: float = 1.0
 
     def flat(self, step: int) -> float:
         """How much of the loss of this step is a flat start's."""
@@ -44,7 +45,8 @@ class Hearing:
         inputs: dict[str, Any] = model_inputs(extractor, waveforms, lengths)
         generator = generator_of(self.seed, draw)
         if self.augment_from is not None and step >= self.augment_from:
-            inputs = augmented(model, inputs, family_of(model).frame_lengths(model, lengths), generator)
+            counts = family_of(model).frame_lengths(model, lengths)
+            inputs = augmented(model, inputs, counts, generator, self.strength)
         if self.lookaheads:
             chosen = torch.randint(len(self.lookaheads), (), generator=generator)
             inputs["num_lookahead_tokens"] = self.lookaheads[int(chosen)]
@@ -53,7 +55,8 @@ class Hearing:
 
 def hearing_of(config: RecognitionConfig) -> Hearing:
     augment_from = round(config.augment_from * config.steps) if config.augment else None
-    return Hearing(config.lookaheads or (), augment_from, config.seed, round(config.flat_start * config.steps))
+    flat_start = round(config.flat_start * config.steps)
+    return Hearing(config.lookaheads or (), augment_from, config.seed, flat_start, config.augment_strength)
 
 
 class RecognitionObjective(nn.Module):

@@ -1,8 +1,9 @@
 """What a training has to know of the recogniser that it trains."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+from diminuendo.data.sampling import BatchSettings
 from diminuendo.errors import UserError
 from diminuendo.training.config import TrainingConfig
 
@@ -23,6 +24,9 @@ class RecognitionConfig(TrainingConfig):
     were equally long. From weights that know nothing of speech CTC and RNN-T may stay for thousands of steps where they
     give the most frequent labels; a flat start leads past that. It needs CTC, alone or beside.
     augment: SpecAugment, from the fraction `augment_from` of the steps on: before, a head that is new has enough to do.
+    augment_strength: of its masks' largest sizes, which are published for models of 100 million parameters; small ones,
+    and short trainings, want less. speeds: every clip is played at one of them at random, like (0.9, 1.0, 1.1), which
+    changes pitch too: of few speakers it makes more.
     lookaheads: of a streaming encoder, in its frames; a batch has one of them at random. None for the model's own.
     """
 
@@ -36,6 +40,8 @@ class RecognitionConfig(TrainingConfig):
     flat_start: float = 0.0
     augment: bool = True
     augment_from: float = 0.1
+    augment_strength: float = 1.0
+    speeds: tuple[float, ...] = (1.0,)
     lookaheads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +55,12 @@ class RecognitionConfig(TrainingConfig):
         for name in ("augment_from", "flat_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a fraction of the steps, from 0 to 1; got {getattr(self, name)}")
+        if not 0 < self.augment_strength <= 1:
+            raise UserError(
+                f"augment_strength must lie in (0, 1], got {self.augment_strength}; for none: augment=false"
+            )
+        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise UserError(f"speeds {self.speeds}: expected some from 0.5 to 2, like 0.9, 1.0 and 1.1")
         for name in ("token_count", "predictor_width", "predictor_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -56,3 +68,7 @@ class RecognitionConfig(TrainingConfig):
             raise UserError(f"ctc_weight must not be negative, got {self.ctc_weight}")
         if self.lookaheads is not None and (not self.lookaheads or min(self.lookaheads) < 0):
             raise UserError(f"lookaheads {self.lookaheads}: expected numbers of frames, 0 or more")
+
+    def batch_settings(self, **settings: Any) -> BatchSettings:
+        """Of the batches of one stage, clips at their speeds."""
+        return replace(super().batch_settings(**settings), speeds=self.speeds)
