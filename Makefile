@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency bench-rnnt clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency bench-rnnt bench-synergy clean
 
 env: $(STAMP)
 
@@ -80,6 +80,14 @@ bench-latency: env
 # make bench-rnnt: the transducer's loss beside others, time and memory; a minute, 4 GB
 bench-rnnt: env
 	$(BIN)/python -m benchmarks.transducer
+
+# make bench-synergy SPEECH=folder [WORK=bench]: small recognisers by every method and without; hours, resumable
+# SPEECH: see benchmarks/words/corpus.py and benchmarks/synergy/bench.py
+bench-synergy: env
+	@test -n "$(SPEECH)" || { echo "make bench-synergy SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.synergy $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.synergy.table --results $(WORK)/synergy/results --latency $(WORK)/synergy \
+	  --plot $(WORK)/synergy.png
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,11 +8,9 @@ pretrained first, which took two processes 100 minutes on two cores.
 """
 
 import argparse
-import multiprocessing
 import os
 import signal
 import sys
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ import torch
 from benchmarks.encoder import pretraining
 from benchmarks.encoder.bench import Bench, Places, worker
 from benchmarks.encoder.corpus import prepare, training_manifest
+from benchmarks.workers import run_workers
 from diminuendo.errors import UserError
 
 
@@ -45,25 +44,10 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    work_through(places, given.workers)
+    run_workers(worker, given.workers, places)
     if not (results / "warmed-up.json").is_file():  # last: it says least, and takes all processors
         pretraining.launch(manifest, given.work / "warmed-up", warm_up_only=True)
-        work_through(places, 1)
-
-
-def work_through(places: Places, workers: int) -> None:
-    """Raises SystemExit as soon as one of the workers fails, which ends the others."""
-    processes = [
-        multiprocessing.get_context("spawn").Process(target=worker, args=(places, number), daemon=True)
-        for number in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    while processes:
-        wait([process.sentinel for process in processes])
-        if any(process.exitcode for process in processes):
-            raise SystemExit(1)
-        processes = [process for process in processes if process.exitcode != 0]
+        run_workers(worker, 1, places)
 
 
 if __name__ == "__main__":

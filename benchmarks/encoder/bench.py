@@ -1,22 +1,18 @@
 """The parts of the benchmark in one working directory, and the workers that see to them."""
 
-import fcntl
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.encoder import make, pretraining
 from benchmarks.encoder.cells import COMPARED, RATES, Cell, Method, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
 from benchmarks.encoder.probe import FLOORS, probe, probe_model
 from benchmarks.record import record
+from benchmarks.workers import Job, quiet_worker, work_off
 from diminuendo.api import source_of
 from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
@@ -25,7 +21,6 @@ from diminuendo.training.progress import Diverged
 from diminuendo.training.removing import Source
 from diminuendo.training.run import fingerprint
 
-WAIT_SECONDS = 10.0
 TOLD = (
     "seconds",
     "cpu_seconds",
@@ -157,19 +152,6 @@ def dev_score(values: dict[str, Any]) -> float:
     return float(values["keyword"]["dev_accuracy"] + values["speaker"]["dev_accuracy"])
 
 
-@contextmanager
-def claimed(lock: Path) -> Iterator[bool]:
-    """Whether this process has the lock file; it is free again when the process ends, however it does."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def outcome(bench: Bench, cell: Cell) -> dict[str, Any]:
     """The cell's result, or why there is none: that a rate is too high is an answer; other errors are none."""
     try:
@@ -179,31 +161,16 @@ def outcome(bench: Bench, cell: Cell) -> dict[str, Any]:
         return {"cell": asdict(cell), "failed": str(error)}
 
 
-def work_through(bench: Bench) -> None:
-    """Does what is to do and what no other worker is doing, until all is done."""
-    while True:
-        rates = best_rates(bench.results)
-        cells = [*tuning(), *comparison(rates)]
-        jobs: dict[str, Callable[[], dict[str, Any]]] = dict(bench.references())
-        jobs |= {cell.name: (lambda cell=cell: outcome(bench, cell)) for cell in cells if bench.ready(cell)}  # type: ignore[misc]
-        open_jobs = [name for name in jobs if not bench.done(name)]
-        complete = len(rates) == len(COMPARED) and all(bench.ready(cell) for cell in cells)
-        if complete and not open_jobs:
-            return
-        for name in open_jobs:
-            with claimed(bench.work / "locks" / name) as mine:
-                if mine and not bench.done(name):
-                    started = time.monotonic()
-                    bench.save(name, jobs[name]())
-                    logging.info("%s: %.1f minutes, %d to do", name, (time.monotonic() - started) / 60, len(open_jobs))
-                    break
-        else:
-            time.sleep(WAIT_SECONDS)
+def jobs(bench: Bench) -> tuple[dict[str, Job], bool]:
+    """What can be made by now, and whether that is all."""
+    rates = best_rates(bench.results)
+    cells = [*tuning(), *comparison(rates)]
+    found: dict[str, Job] = dict(bench.references())
+    found |= {cell.name: (lambda cell=cell: outcome(bench, cell)) for cell in cells if bench.ready(cell)}  # type: ignore[misc]
+    return found, len(rates) == len(COMPARED) and all(bench.ready(cell) for cell in cells)
 
 
 def worker(places: Places, number: int) -> None:
-    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s worker {number}: %(message)s")
-    logging.getLogger().setLevel(logging.INFO)
-    logging.getLogger("diminuendo").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    work_through(Bench(places))
+    quiet_worker(number)
+    bench = Bench(places)
+    work_off(lambda: jobs(bench), bench.done, bench.save, bench.work / "locks")

@@ -17,6 +17,7 @@ from benchmarks.encoder import bench, cells, make, pretraining, probe, table
 from benchmarks.encoder.bench import Places
 from benchmarks.encoder.cells import ABLATIONS, COMPARED, RATES, SAME_START, STEPS, Cell, comparison, tuning
 from benchmarks.encoder.corpus import prepare, training_manifest
+from benchmarks.workers import run_workers
 
 from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import UserError
@@ -103,11 +104,10 @@ def _fail_or_wait(places: Places, number: int) -> None:
     raise SystemExit(3)
 
 
-def test_a_failing_worker_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "worker", _fail_or_wait)
+def test_a_failing_worker_ends_the_others(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(SystemExit, match="1"):
-        entry.work_through(Places(tmp_path, tmp_path, tmp_path, tmp_path), 2)
+        run_workers(_fail_or_wait, 2, Places(tmp_path, tmp_path, tmp_path, tmp_path))
     assert time.monotonic() - started < 200
 
 
@@ -226,7 +226,7 @@ def test_a_teacher_is_pretrained_unless_one_is_given_and_its_warm_up_goes_last(
     monkeypatch.setattr(entry, "prepare", lambda speech, work: work)
     monkeypatch.setattr(entry, "training_manifest", lambda audio: audio)
     monkeypatch.setattr(entry, "Bench", lambda places: done.append(f"look at {places.teacher.name}"))
-    monkeypatch.setattr(entry, "work_through", lambda places, workers: done.append(f"{workers} workers"))
+    monkeypatch.setattr(entry, "run_workers", lambda worker, workers, places: done.append(f"{workers} workers"))
     monkeypatch.setattr(pretraining, "launch", lambda manifest, out, **_: done.append(f"train {out.name}"))
     words = ["encoder", "speech", "--work", str(tmp_path), "--workers", "2"]
     monkeypatch.setattr(sys, "argv", [*words, "--teacher", "kept"] if given else words)

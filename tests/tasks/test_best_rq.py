@@ -135,12 +135,16 @@ def test_spans_of_a_clips_own_features_become_noise_and_others_stay(family, styl
     module, lengths = objective(family, style), [SAMPLES, 16_000]
     waveforms = audio(2, SAMPLES) * (torch.arange(SAMPLES) < torch.tensor(lengths)[:, None])
     heard, (features, counts) = listen(module), features_of(module, waveforms, lengths)
+    clips = [clip[:count] for clip, count in zip(features, counts.tolist(), strict=True)]
+    mean, deviation = (
+        torch.stack([of(clip) for clip in clips])[:, None] for of in (lambda c: c.mean(0), lambda c: c.std(0))
+    )
     changed = torch.zeros(2, features.shape[1], dtype=torch.bool)
-    drawn = []
+    drawn: list[torch.Tensor] = []
     for draw in range(40):
         loss_of(module, waveforms, draw, lengths)
         masked = (heard["input_features"] != features).any(-1)
-        drawn.append(heard["input_features"][masked])
+        drawn += [((heard["input_features"] - mean) / deviation)[masked]]
         changed |= masked
     assert changed.sum(1).tolist() == counts.tolist()  # every one of them in some draw, nothing beside them in any
     noise = torch.cat(drawn)

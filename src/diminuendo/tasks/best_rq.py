@@ -16,7 +16,7 @@ from diminuendo.families import Model, family_of, model_inputs
 from diminuendo.tasks.clips import clip_mean
 from diminuendo.tasks.selfsupervised import Scalars, generator_of, span_mask
 
-NOISE = 0.1  # standard deviation of what masked features are replaced with
+NOISE = 0.1  # of a band's deviation within its clip: that of what masked features are replaced with
 LEAST_DEVIATION = 1e-3  # of a band within a clip; one that hardly moves is what rounding made of it
 
 
@@ -51,9 +51,15 @@ def normalised(
 
     Otherwise one direction, that of loudness, would decide about all codes.
     """
-    centred = features - clip_mean(features, counts)[:, None]
-    deviation = clip_mean(centred.square(), counts).sqrt().clamp(min=LEAST_DEVIATION)
-    return centred / deviation[:, None]
+    mean, deviation = _scale(features, counts)
+    return (features - mean) / deviation
+
+
+def _scale(features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every band of every clip, [batch, 1, bands]."""
+    mean = clip_mean(features, counts)[:, None]
+    deviation = clip_mean((features - mean).square(), counts).sqrt().clamp(min=LEAST_DEVIATION)
+    return mean, deviation[:, None]
 
 
 def stacks(features: Tensor, frames: int, stacked: int, first: int) -> Tensor:
@@ -113,7 +119,8 @@ class BestRQ(nn.Module):
         counts = _counts(inputs)
         generator = generator_of(self.seed, draw)
         mask = span_mask(counts, features.shape[1], self.masked, self.span, generator)
-        noise = NOISE * torch.randn(features.shape, generator=generator).to(features)
+        mean, deviation = _scale(features, counts)  # where no extractor has normalised, 0 would be far from all speech
+        noise = mean + NOISE * deviation * torch.randn(features.shape, generator=generator).to(features)
         heard: dict[str, Any] = {**inputs, "input_features": torch.where(mask[..., None], noise, features)}
         if self.lookaheads:
             choice = int(torch.randint(len(self.lookaheads), (), generator=generator))

@@ -1,0 +1,105 @@
+"""The parts of the benchmark in one working directory: what needs what, and where it is."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import record
+from benchmarks.synergy import make
+from benchmarks.synergy.cells import MODES, Cell, Mode, grid
+from benchmarks.words.corpus import words_of
+from benchmarks.workers import Job, quiet_worker, work_off
+from diminuendo.data.connected import connect
+from diminuendo.errors import UserError
+
+UTTERANCES = 24_000
+OTHERS = ("librispeech_unlabelled", "arctic", "kathleen")  # what encoders hear beside the words
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the benchmark's parts are: recordings, what is made of them, a JSON for each result."""
+
+    speech: Path
+    work: Path
+    results: Path
+
+    @property
+    def words(self) -> Path:
+        return self.work / "words"
+
+    @property
+    def unlabelled(self) -> Path:
+        return self.work / "unlabelled.jsonl"
+
+    def encoder(self, mode: Mode) -> Path:
+        return self.work / f"pretrained-{mode}"
+
+    def teacher(self, mode: Mode) -> Path:
+        return self.work / f"teacher-{mode}"
+
+    def result(self, name: str) -> Path:
+        return self.results / f"{name}.json"
+
+    def made(self, name: str) -> bool:
+        return self.result(name).is_file()
+
+
+def lay_out(places: Places) -> None:
+    """Makes the audio: connected words, and for pretraining the train part of everything, without texts.
+
+    Raises UserError if a folder is not there.
+    """
+    for name in OTHERS:
+        if not (places.speech / name / "manifest.jsonl").is_file():
+            raise UserError(f"SPEECH {places.speech}: expected a folder {name} with a manifest.jsonl")
+    connect(places.words, words_of(places.speech), train=UTTERANCES)
+    if not places.unlabelled.is_file():
+        manifests = [folder / "manifest.jsonl" for folder in (*(places.speech / name for name in OTHERS), places.words)]
+        beside = places.unlabelled.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(row) + "\n" for manifest in manifests for row in _unlabelled(manifest)))
+        beside.rename(places.unlabelled)
+
+
+def _unlabelled(manifest: Path) -> Iterator[dict[str, Any]]:
+    """The train rows, or of a folder without splits all, with whole paths and without texts."""
+    for row in map(json.loads, manifest.read_text().splitlines()):
+        if row.get("split", "train") == "train":
+            yield {
+                "audio_filepath": str(manifest.parent.resolve() / row["audio_filepath"]),
+                "duration": row["duration"],
+            }
+
+
+def jobs(places: Places, chosen: list[Cell]) -> tuple[dict[str, Job], bool]:
+    """What can be made by now, and whether that is all: encoders, teachers of them, then cells."""
+    found: dict[str, Job] = {"task": lambda: make.task(places.words)}
+    for mode in MODES:
+        found |= _references(places, mode)
+        if places.made(f"teacher-{mode}"):
+            found |= {cell.name: _cell(places, cell) for cell in chosen if cell.mode == mode}
+    return found, all(places.made(f"teacher-{mode}") for mode in MODES)
+
+
+def _references(places: Places, mode: Mode) -> dict[str, Job]:
+    encoder, teacher = places.encoder(mode), places.teacher(mode)
+    found: dict[str, Job] = {f"pretrained-{mode}": lambda: make.pretrained(mode, places.unlabelled, encoder)}
+    if places.made(f"pretrained-{mode}"):
+        found[f"teacher-{mode}"] = lambda: make.teacher(mode, encoder, places.words, teacher)
+    return found
+
+
+def _cell(places: Places, cell: Cell) -> Job:
+    encoder, teacher = places.encoder(cell.mode), places.teacher(cell.mode)
+    return lambda: make.cell(cell, encoder, teacher, places.words, places.work / "cells" / cell.name)
+
+
+def worker(places: Places, number: int) -> None:
+    quiet_worker(number)
+
+    def save(name: str, values: dict[str, Any]) -> None:
+        record(places.result(name), values)
+
+    work_off(lambda: jobs(places, grid()), places.made, save, places.work / "locks")

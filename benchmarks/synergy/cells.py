@@ -1,0 +1,83 @@
+"""The grid: every cell is a small recogniser, of the same size, from the same encoder, after as many steps."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+Mode = Literal["full", "streaming"]
+Method = Literal["l0", "lowrank", "l0+lowrank", "thin"]
+
+MODES: tuple[Mode, ...] = ("full", "streaming")
+METHODS: tuple[Method, ...] = ("l0", "lowrank")
+
+KEEP = 0.25  # of the teacher's parameters, its head included
+STEPS = 3000
+# Of the joint run: what follows removal. Of the run that comes in two: compression, and of that what follows removal;
+# the rest is for recognition.
+AFTER_REMOVAL = 1000
+AGNOSTIC, AGNOSTIC_AFTER_REMOVAL = 1000, 300
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recogniser.
+
+    mode: whether it hears whole clips or streams. method: what is removed, or "thin" for a student of fresh weights,
+    which is never `agnostic`. distilled: whether there is a teacher. agnostic: whether the encoder is compressed before
+    anyone learns to recognise, and not at the same time.
+    """
+
+    mode: Mode
+    method: Method
+    distilled: bool = True
+    agnostic: bool = False
+    keep: float = KEEP
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        parts = [self.mode, self.method, "agnostic" if self.agnostic else "joint"]
+        parts += ["distilled" if self.distilled else "alone", f"{self.keep:g}", f"seed-{self.seed}"]
+        return "_".join(parts)
+
+    @property
+    def run_seed(self) -> int:
+        """Of the run. A stage draws from its run's seed plus its number, so neighbours would share theirs."""
+        return 10 * (self.seed + 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def grid() -> list[Cell]:
+    """All cells, the most telling first: what is unfinished already tells something."""
+    first = [
+        cell
+        for mode in MODES
+        for cell in (
+            *(Cell(mode, method) for method in METHODS),
+            Cell(mode, "thin"),
+            *(Cell(mode, method, distilled=False) for method in METHODS),
+            *(Cell(mode, method, agnostic=True) for method in METHODS),
+            Cell(mode, "thin", distilled=False),
+            *(Cell(mode, method, distilled=False, agnostic=True) for method in METHODS),
+        )
+    ]
+    both = [
+        Cell(mode, "l0+lowrank", distilled, agnostic)
+        for mode in MODES
+        for distilled, agnostic in ((True, False), (True, True), (False, False), (False, True))
+    ]
+    seeds = [
+        Cell(mode, method, agnostic=agnostic, seed=seed)
+        for seed in (1, 2)
+        for mode in MODES
+        for agnostic in (False, True)
+        for method in METHODS
+    ]
+    thin = [Cell(mode, "thin", seed=seed) for seed in (1, 2) for mode in MODES]
+    sizes = [
+        replace(cell, keep=keep)
+        for keep in (0.5, 0.125)
+        for cell in (Cell("full", "l0"), Cell("full", "lowrank"), Cell("full", "thin"), Cell("full", "thin", False))
+    ]
+    return [*first, *both, *sizes, *seeds, *thin]

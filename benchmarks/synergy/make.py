@@ -1,0 +1,174 @@
+"""How the encoders, the teachers and the cells are made, and what is measured of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kaldialign import edit_distance
+from lhotse import CutSet
+
+from benchmarks.synergy.cells import AFTER_REMOVAL, AGNOSTIC, AGNOSTIC_AFTER_REMOVAL, STEPS, Cell, Mode
+from diminuendo.api import compress_to_result, finetune, pretrain, source_of
+from diminuendo.data.manifest import read_cuts
+from diminuendo.data.tokens import load_tokens
+from diminuendo.evaluation.recognition import recognition_errors
+from diminuendo.evaluation.transcripts import Decoding, Recogniser, Transcript
+from diminuendo.profiling.count import count_macs_per_second, count_parameters
+from diminuendo.training.config import LoopConfig
+
+CONFIGURATION = {"full": "tiny-parakeet", "streaming": "tiny-nemotron"}
+LOOKAHEADS = (0, 1, 6, 13)  # frames of 80 ms
+FRAME_MS = 80
+PRETRAINING: dict[str, Any] = {
+    "steps": 4000,
+    "seconds_per_batch": 20.0,
+    "learning_rate": 1e-3,
+    # The next word cannot be told from those before, so what is masked has to be told from what is left of its word:
+    # spans of 400 ms, as published, are not learned at all.
+    "span_seconds": 0.16,
+    "masked": 0.4,
+}
+RECOGNITION: dict[str, Any] = {
+    "task": "ctc+rnnt",
+    "tokens": "words",
+    "predictor_width": 128,
+    "seconds_per_batch": 15.0,
+    "speeds": (0.9, 1.0, 1.1),
+    "augment_strength": 0.4,
+    "learning_rate": 1e-3,
+    "head_learning_rate": 2e-3,
+}
+TEACHER: dict[str, Any] = {"steps": 8000, "flat_start": 0.1, "augment_from": 0.3}
+# Of a run to recognition: so long frames are learned before texts are.
+FLAT_START, AUGMENT_FROM = 0.2, 0.4
+QUIET = LoopConfig(device="cpu", quiet=True)
+
+
+def heard(mode: Mode) -> dict[str, Any]:
+    """What a streaming recogniser is told in training, beside the rest."""
+    return {"lookaheads": LOOKAHEADS} if mode == "streaming" else {}
+
+
+def pretrained(mode: Mode, unlabelled: Path, out: Path) -> dict[str, Any]:
+    result = pretrain(CONFIGURATION[mode], unlabelled, out, resume=True, loop=QUIET, **PRETRAINING)
+    return {"settings": PRETRAINING, **told(result)}
+
+
+def teacher(mode: Mode, encoder: Path, words: Path, out: Path) -> dict[str, Any]:
+    """The uncompressed recogniser: the encoder, and a head on it, as long as it takes."""
+    settings = RECOGNITION | heard(mode) | TEACHER
+    result = finetune(str(encoder), words, out, resume=True, loop=QUIET, **settings)
+    return {"settings": settings, **told(result), **measured(mode, out, words)}
+
+
+def cell(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
+    """One cell's recogniser, made in `out`, and what it can do."""
+    found = (_agnostic if cell.agnostic else _joint)(cell, encoder, taught_by, words, out)
+    return {"cell": cell.as_dict(), **found, **measured(cell.mode, out / "model", words)}
+
+
+def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
+    """In one run; a teacher's hidden states and posteriors are the uncompressed recogniser's."""
+    settings = RECOGNITION | heard(cell.mode) | _weights(cell)
+    settings |= {"seed": cell.run_seed, "steps": STEPS - AFTER_REMOVAL, "distil_steps": AFTER_REMOVAL}
+    settings |= {"flat_start": FLAT_START, "augment_from": AUGMENT_FROM, "distil_learning_rate": 5e-4}
+    if cell.method == "thin":  # nothing is removed, so all steps are of one stage, whose rate is the whole one
+        settings["distil_learning_rate"] = settings["learning_rate"]
+    recipe = "distil-only" if cell.method == "thin" else "joint-" + cell.method.replace("+", "-")
+    teacher = str(taught_by) if cell.distilled else None
+    result = compress_to_result(
+        str(encoder),
+        words,
+        out / "model",
+        recipe=recipe,
+        teacher=teacher,
+        keep={"params": cell.keep},
+        resume=True,
+        loop=QUIET,
+        **settings,
+    )
+    return {"settings": settings, "recipe": recipe, **told(result)}
+
+
+def _weights(cell: Cell) -> dict[str, float]:
+    return {} if cell.distilled else {"hidden_weight": 0.0, "posterior_weight": 0.0}
+
+
+def _agnostic(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
+    """The encoder first, by its own hidden states or by what it was pretrained with; then a recogniser of it.
+
+    The encoder becomes so small that, its head included, the recogniser is as large as one that is made in one run.
+    """
+    whole, beside = (count_parameters(source_of(path).model) for path in (taught_by, encoder))
+    kept = cell.keep * whole - (whole - beside)
+    settings: dict[str, Any] = {
+        "seed": cell.run_seed,
+        "steps": AGNOSTIC - AGNOSTIC_AFTER_REMOVAL,
+        "distil_steps": AGNOSTIC_AFTER_REMOVAL,
+        "objective": "distillation" if cell.distilled else "masked_prediction",
+        "seconds_per_batch": RECOGNITION["seconds_per_batch"],
+        "learning_rate": RECOGNITION["learning_rate"],
+        "distil_learning_rate": 5e-4,
+    }
+    recipe = "agnostic-" + cell.method.replace("+", "-")
+    smaller = compress_to_result(
+        str(encoder),
+        words,
+        out / "encoder",
+        recipe=recipe,
+        keep={"params": round(kept)},
+        resume=True,
+        loop=QUIET,
+        **settings,
+    )
+    recognition = RECOGNITION | heard(cell.mode)
+    recognition |= {"steps": STEPS - AGNOSTIC, "seed": cell.run_seed}
+    recognition |= {"flat_start": FLAT_START, "augment_from": AUGMENT_FROM}
+    result = finetune(str(out / "encoder"), words, out / "model", resume=True, loop=QUIET, **recognition)
+    spent = {key: round(smaller[key] + result[key], 1) for key in ("seconds", "cpu_seconds")}
+    return {
+        "settings": {"compression": settings, "recognition": recognition},
+        "recipe": recipe,
+        **told(smaller),
+        **spent,
+    }
+
+
+def told(result: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's result what is kept."""
+    keys = ("seconds", "cpu_seconds", "accuracy", "shape", "full_shape", "expected_before_selection", "removal_error")
+    return {key: result[key] for key in keys if key in result}
+
+
+def measured(mode: Mode, model: Path, words: Path) -> dict[str, Any]:
+    """Sizes; word errors on test clips, of a streaming recogniser with every lookahead; its errors clip by clip."""
+    source = source_of(model)
+    recogniser = Recogniser(source.model.eval(), source.extractor, load_tokens(str(model), source.model.config))
+    cuts = read_cuts(words, "test")
+    found: dict[str, Any] = {
+        "params": count_parameters(source.model),
+        "macs_per_second": count_macs_per_second(source.model),
+    }
+    for frames in LOOKAHEADS if mode == "streaming" else (None,):
+        result, transcripts = recognition_errors(recogniser, cuts, Decoding(lookahead=frames))
+        del result["second"]
+        name = "wer" if frames is None else f"wer_{FRAME_MS * frames}_ms"
+        found[name] = {**result, "errors": errors(cuts, transcripts)}
+    return found
+
+
+def errors(cuts: CutSet, transcripts: list[Transcript]) -> list[int]:
+    """Of each clip how many words are wrong, in the order of their ids; what to divide by is in task.json."""
+    texts = {cut.id: cut.supervisions[0].text.split() for cut in cuts}
+    return [edit_distance(texts[one.id], one.text.split())["total"] for one in transcripts]
+
+
+def task(words: Path) -> dict[str, Any]:
+    """Who says how many words in each test clip, in the order of their ids; and what the corpus was made of."""
+    cuts = sorted(read_cuts(words, "test"), key=lambda cut: str(cut.id))
+    said = [cut.supervisions[0] for cut in cuts]
+    return {
+        "corpus": json.loads((words / "corpus.json").read_text()),
+        "words": [len(one.text.split()) for one in said],
+        "speakers": [one.speaker for one in said],
+    }

@@ -1,0 +1,253 @@
+"""The results of the grid of small recognisers: tables, a plot, and the latency of its models.
+
+    python -m benchmarks.synergy.table                                    # of the results that are kept here
+    python -m benchmarks.synergy.table --results DIRECTORY --latency WORK --plot FILE     # of your own
+
+As Markdown, for recognisers of whole clips and for streaming ones: word errors on clips of speakers that nothing was
+trained on, with 95 % bootstrap intervals over clips and over speakers; then how many more errors one has than another
+on the same clips. Of several seeds, the means. What the grid has and the results have not is named.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.record import RESULTS, record
+from benchmarks.synergy.cells import METHODS, MODES, Cell, Method, Mode, grid
+from diminuendo.api import source_of
+from diminuendo.evaluation.bootstrap import interval, resampled, summed
+from diminuendo.profiling.latency import measure_interleaved
+
+LATENCY = "latency.json"
+HEADLINE = {"full": "wer", "streaming": "wer_1040_ms"}
+TITLES = {"full": "Whole clips", "streaming": "Streaming, 1,040 ms of lookahead"}
+NAMES: dict[Method, str] = {
+    "l0": "L0",
+    "lowrank": "low rank",
+    "l0+lowrank": "L0 and low rank",
+    "thin": "thin student",
+}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is there of the grid: by name the values, what clips say (words, who speaks), and latencies in ms."""
+
+    rows: dict[str, Row]
+    words: Tensor
+    speakers: list[str]
+    latency: dict[str, float]
+
+    def errors(self, name: str, key: str) -> Tensor:
+        return torch.tensor(self.rows[name][key]["errors"], dtype=torch.float64)
+
+
+def read(folder: Path) -> Results:
+    """What a folder has; nothing of one without results."""
+    rows = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    task, latency = rows.pop("task", {"words": [], "speakers": []}), rows.pop("latency", {"p50_ms": {}})
+    return Results(rows, torch.tensor(task["words"], dtype=torch.float64), task["speakers"], latency["p50_ms"])
+
+
+def label(cell: Cell) -> str:
+    if cell.method == "thin":
+        return "thin student, distilled" if cell.distilled else "thin student, trained directly"
+    how = ", then recognition" if cell.agnostic else " and recognition together"
+    return f"{NAMES[cell.method]}{', distillation' if cell.distilled else ''}{how}"
+
+
+def seeds(found: Results, cell: Cell) -> list[str]:
+    """The names of what there is of a cell, of any seed."""
+    return [name for seed in range(3) if (name := replace(cell, seed=seed).name) in found.rows]
+
+
+def cells_of(mode: Mode, found: Results) -> list[Cell]:
+    """Of seed 0, in the order of the grid, by kept size."""
+    there = [cell for cell in grid() if cell.mode == mode and not cell.seed and seeds(found, cell)]
+    return sorted(there, key=lambda cell: cell.keep != 0.25)
+
+
+def table(mode: Mode, found: Results) -> str:
+    key, teacher = HEADLINE[mode], f"teacher-{mode}"
+    others = (
+        [name for name in found.rows[teacher] if name.startswith("wer_") and name != key]
+        if teacher in found.rows
+        else []
+    )
+    head = [
+        "",
+        "WER, %",
+        "by speakers",
+        *(f"at {name[4:-3]} ms" for name in others),
+        "better than distillation alone by",
+    ]
+    head += ["parameters", "kept", "M MACs/s", "ms for 10 s", "real-time factor", "CPU minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    if teacher in found.rows:
+        lines.append(_line("the teacher, whole", [teacher], found, key, others, None, None))
+    for cell in cells_of(mode, found):
+        alone = seeds(found, replace(cell, method="thin", agnostic=False, distilled=True))
+        line = _line(label(cell), seeds(found, cell), found, key, others, alone, teacher)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _line(
+    title: str,
+    names: Sequence[str],
+    found: Results,
+    key: str,
+    others: Sequence[str],
+    alone: Sequence[str] | None,
+    teacher: str | None,
+) -> str:
+    rows = [found.rows[name] for name in names]
+
+    def mean(value: Callable[[Row], float]) -> float:
+        return sum(map(value, rows)) / len(rows)
+
+    wer = mean(lambda row: row[key]["wer"])
+    spread = ""
+    if len(rows) > 1:
+        values = [100 * row[key]["wer"] for row in rows]
+        spread = f"; {len(rows)} seeds, {min(values):.1f} to {max(values):.1f}"
+    low, high = (100 * mean(lambda row, end=end: row[key][f"wer_{end}"]) for end in ("low", "high"))  # type: ignore[misc]
+    least, most = (100 * mean(lambda row, end=end: row[key][f"speaker_{end}"]) for end in ("low", "high"))  # type: ignore[misc]
+    better = ""
+    if alone:
+        reference = sum(found.rows[name][key]["wer"] for name in alone) / len(alone)
+        better = f"{100 * (1 - wer / reference):+.1f} %"
+    whole = found.rows[teacher]["params"] if teacher else rows[0]["params"]
+    times = [found.latency[name] for name in names if name in found.latency]
+    milliseconds = sum(times) / len(times) if times else None
+    cells = [
+        title,
+        f"{100 * wer:.1f} ({low:.1f} to {high:.1f}{spread})",
+        f"{least:.1f} to {most:.1f}",
+        *(f"{100 * mean(lambda row, name=name: row[name]['wer']):.1f}" for name in others),  # type: ignore[misc]
+        better,
+        f"{mean(lambda row: row['params']):,.0f}",
+        f"{mean(lambda row: row['params']) / whole:.1%}",
+        f"{mean(lambda row: row['macs_per_second']) / 1e6:.0f}",
+        "" if milliseconds is None else f"{milliseconds:.1f}",
+        "" if milliseconds is None else f"{milliseconds / 1e4:.4f}",
+        f"{mean(lambda row: row['cpu_seconds']) / 60:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def questions(mode: Mode) -> list[tuple[str, Cell, Cell]]:
+    """What is compared with what on the same clips."""
+    found = []
+    methods: tuple[Method, ...] = (*METHODS, "l0+lowrank")
+    for method in methods:
+        joint, name = Cell(mode, method), NAMES[method]
+        found += [
+            (f"{name}: together without distillation", joint, replace(joint, distilled=False)),
+            (f"{name}: compressed, then recognition", joint, replace(joint, agnostic=True)),
+            (f"{name}: the same without distillation", joint, replace(joint, agnostic=True, distilled=False)),
+            (f"{name}: distillation alone, into a thin student", joint, replace(joint, method="thin")),
+            (f"{name}: the thin student trained directly", joint, replace(joint, method="thin", distilled=False)),
+        ]
+    return found
+
+
+def paired(mode: Mode, found: Results) -> str:
+    """How many more errors each other way has than all in one run, in points of WER."""
+    key = HEADLINE[mode]
+    lines = ["| than together with distillation | more errors, points | by speakers |", "| --- | --- | --- |"]
+    for title, one, other in questions(mode):
+        both = [(replace(one, seed=seed).name, replace(other, seed=seed).name) for seed in range(3)]
+        both = [pair for pair in both if all(name in found.rows for name in pair)]
+        if both:
+            more = sum(found.errors(b, key) - found.errors(a, key) for a, b in both) / len(both)
+            sums = torch.stack([torch.as_tensor(more), found.words], dim=1)
+            mean = 100 * float(sums[:, 0].sum() / sums[:, 1].sum())
+            intervals = [_interval(sums), _interval(summed(sums, found.speakers))]
+            noted = f", {len(both)} seeds" if len(both) > 1 else ""
+            lines.append(f"| {title}{noted} | {mean:+.1f} ({intervals[0]}) | {intervals[1]} |")
+    return "\n".join(lines)
+
+
+def _interval(sums: Tensor) -> str:
+    errors, words = resampled(sums, seed=0).unbind(dim=1)
+    low, high = interval(100 * errors / words, len(sums))
+    return f"{low:+.1f} to {high:+.1f}"
+
+
+def missing(found: Results) -> list[str]:
+    wanted = [f"teacher-{mode}" for mode in MODES] + [cell.name for cell in grid()]
+    return [name for name in wanted if name not in found.rows]
+
+
+def measure_latency(found: Results, work: Path, folder: Path) -> None:
+    """Every model in turn, batch 1, 10 s, one thread."""
+    torch.set_num_threads(1)
+    places = {name: work / (name if name.startswith("teacher") else f"cells/{name}/model") for name in found.rows}
+    models = {
+        name: source_of(path).model for name, path in places.items() if path.is_dir() and "params" in found.rows[name]
+    }
+    measured = measure_interleaved(models, runs=20)
+    record(folder / LATENCY, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in measured.items()}})
+
+
+def plot(found: Results, path: Path) -> None:
+    """Word errors against kept size, of each method that has several sizes, with intervals over clips."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, one in enumerate(
+        [Cell("full", "l0"), Cell("full", "lowrank"), Cell("full", "thin"), Cell("full", "thin", False)]
+    ):
+        points = []
+        for keep in (0.125, 0.25, 0.5):
+            for name in seeds(found, replace(one, keep=keep))[:1]:
+                wer = found.rows[name]["wer"]
+                points.append(
+                    (100 * keep * (1 + 0.03 * (number - 1.5)), *(100 * wer[k] for k in ("wer", "wer_low", "wer_high")))
+                )
+        if points:
+            x, y, low, high = zip(*points, strict=True)
+            around = ([a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)])
+            axis.errorbar(x, y, yerr=around, marker="o", capsize=3, label=label(one))
+    if "teacher-full" in found.rows:
+        axis.axhline(100 * found.rows["teacher-full"]["wer"]["wer"], color="grey", lw=1, label="the teacher, whole")
+    axis.set(xscale="log", xlabel="kept parameters, %", ylabel="word error rate, unseen speakers, %")
+    axis.set_xticks([12.5, 25, 50], minor=False)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.synergy.table", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS / "synergy", help="default: the results kept here")
+    parser.add_argument("--latency", type=Path, metavar="WORK", help="measure the models in this folder first")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    if given.latency:
+        measure_latency(read(given.results), given.latency, given.results)
+    found = read(given.results)
+    for mode in MODES:
+        print(f"**{TITLES[mode]}**", table(mode, found), paired(mode, found), sep="\n\n", end="\n\n")
+    if names := missing(found):
+        print(f"Not there yet ({len(names)}): {', '.join(names)}")
+    if given.plot:
+        plot(found, given.plot)
+
+
+if __name__ == "__main__":
+    main()

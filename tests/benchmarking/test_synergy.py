@@ -1,0 +1,111 @@
+"""The grid of small recognisers, cut to micro models and a few steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from benchmarks.synergy import bench, make, table
+from benchmarks.synergy.bench import Places
+from benchmarks.synergy.cells import Cell, grid
+
+from diminuendo.errors import UserError
+
+
+@pytest.fixture
+def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    few = {"seconds_per_batch": 2.0}
+    monkeypatch.setattr(make, "CONFIGURATION", {"full": "micro-parakeet", "streaming": "micro-nemotron"})
+    monkeypatch.setattr(make, "PRETRAINING", make.PRETRAINING | few | {"steps": 4})
+    monkeypatch.setattr(make, "RECOGNITION", make.RECOGNITION | few | {"predictor_width": 8})
+    monkeypatch.setattr(make, "TEACHER", make.TEACHER | {"steps": 4})
+    for name, value in {"STEPS": 8, "AFTER_REMOVAL": 2, "AGNOSTIC": 4, "AGNOSTIC_AFTER_REMOVAL": 1}.items():
+        monkeypatch.setattr(make, name, value)
+    monkeypatch.setattr(bench, "OTHERS", ())
+    monkeypatch.setattr(bench, "UTTERANCES", 12)
+    cells = [
+        Cell("full", "l0", keep=0.8),
+        Cell("full", "thin", keep=0.8),
+        Cell("streaming", "lowrank", distilled=False, agnostic=True, keep=0.8),
+    ]
+    monkeypatch.setattr(bench, "grid", lambda: cells)
+    monkeypatch.setattr(table, "grid", lambda: cells)
+    return cells
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    voices = {"arabic_commands": {"0001": "train", "0002": "dev", "0003": "test"}, "digits": {"a": None, "theo": None}}
+    for folder, speakers in voices.items():
+        (tmp_path / "speech" / folder).mkdir(parents=True)
+        rows = []
+        for speaker, split in speakers.items():
+            for keyword in ("zero", "one", "two"):
+                path = f"{speaker}_{keyword}.wav"
+                soundfile.write(tmp_path / "speech" / folder / path, random.uniform(-0.5, 0.5, 8000), 16_000)
+                row = {"audio_filepath": path, "duration": 0.5, "keyword": keyword, "speaker": speaker}
+                rows.append(row | ({"split": split} if split else {}))
+        manifest = tmp_path / "speech" / folder / "manifest.jsonl"
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "speech"
+
+
+def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it(
+    speech: Path, tmp_path: Path, small_bench: list[Cell], capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = Places(speech, tmp_path / "work", tmp_path / "results")
+    bench.lay_out(places)
+    first, complete = bench.jobs(places, small_bench)
+    assert set(first) == {"task", "pretrained-full", "pretrained-streaming"}
+    assert not complete
+    bench.worker(places, 0)
+    names = {"task", *(f"{what}-{mode}" for what in ("pretrained", "teacher") for mode in ("full", "streaming"))}
+    assert {path.stem for path in places.results.glob("*.json")} == names | {cell.name for cell in small_bench}
+    before = {path: path.stat().st_mtime_ns for path in places.results.glob("*.json")}
+    bench.worker(places, 0)
+    assert {path: path.stat().st_mtime_ns for path in places.results.glob("*.json")} == before
+
+    found = table.read(places.results)
+    for cell in small_bench:
+        kept = found.rows[cell.name]["params"] / found.rows[f"teacher-{cell.mode}"]["params"]
+        assert kept == pytest.approx(0.8, abs=0.03)
+    errors = found.errors(small_bench[0].name, "wer")
+    wer = found.rows[small_bench[0].name]["wer"]
+    assert float(errors.sum() / found.words.sum()) == pytest.approx(wer["wer"])
+    assert len(found.speakers) == len(errors) == wer["clips"]
+
+    table.measure_latency(found, places.work, places.results)
+    found = table.read(places.results)
+    assert set(found.latency) == {"teacher-full", "teacher-streaming", *(cell.name for cell in small_bench)}
+    text = table.table("full", found)
+    assert len(text.splitlines()) == 5
+    assert "| thin student, distilled |" in text
+    assert table.missing(found) == []
+    table.plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_cells_have_names_of_their_own_and_steps_of_both_orders_are_equal() -> None:
+    names = [cell.name for cell in grid()]
+    assert len(set(names)) == len(names)
+    assert not any(cell.method == "thin" and cell.agnostic for cell in grid())
+
+
+def test_differences_are_of_the_same_clips() -> None:
+    cells = (Cell("full", "l0"), Cell("full", "l0", distilled=False))
+    errors = ([1, 0, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0])
+    rows = {
+        cell.name: {"wer": {"errors": wrong, "wer": sum(wrong) / 12}} for cell, wrong in zip(cells, errors, strict=True)
+    }
+    found = table.Results(rows, torch.full((6,), 2.0, dtype=torch.float64), list("abcdef"), {})
+    (line,) = table.paired("full", found).splitlines()[2:]
+    assert line.startswith("| L0: together without distillation | +16.7 (")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="librispeech_unlabelled"):
+        bench.lay_out(replace(Places(tmp_path, tmp_path, tmp_path)))
