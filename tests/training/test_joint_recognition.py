@@ -14,14 +14,18 @@ from diminuendo import api
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import family_of
+from diminuendo.families import build_cost_model, family_of
 from diminuendo.families.recogniser import with_head
+from diminuendo.modules.transducer import TRANSDUCER_AXES
+from diminuendo.pruning.gating import Gates, attach
 from diminuendo.recipes import RECIPES
+from diminuendo.training import recognition
 from diminuendo.training.configurations import read_configuration
-from diminuendo.training.objective import Teacher
+from diminuendo.training.objective import JointObjective, Teacher
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.own_prediction import extractor_of as fresh_extractor
-from diminuendo.training.recognition import Hearing, TaughtRecognition, Weights
+from diminuendo.training.recognition import Hearing, RecognitionObjective, TaughtRecognition, Weights
+from diminuendo.training.removing import free_axes, gateable
 from spoken import spoken_corpus
 from tiny import QUIET, extractor_of, interrupt, tiny_model, weights
 
@@ -154,6 +158,112 @@ def test_what_is_distilled_of_identical_recognisers_is_nothing(family: str, task
     assert all(p.grad is None for p in model.parameters())
 
 
+def flat_objective(task: Any, *, ctc_weight: float = 0.0, **settings: Any) -> TaughtRecognition:
+    """A flat start of 90 steps: whole in the first 60."""
+    model = with_head(tiny_model("parakeet", "encoder"), task, 10, width=24)
+    distillation = HiddenDistillation((0, 1, 3), 32, 32)
+    torch.manual_seed(0)
+    return TaughtRecognition(
+        family_of(model).plain(model),
+        Teacher(model),
+        extractor_of(model),
+        distillation,
+        Hearing(flat_start=90),
+        Weights(**settings),
+        ctc_weight=ctc_weight,
+    ).train()
+
+
+def hear(objective: torch.nn.Module, step: int) -> dict[str, torch.Tensor]:
+    waveforms = torch.randn(2, 12_000, generator=torch.Generator().manual_seed(0))
+    scalars: dict[str, torch.Tensor] = objective(waveforms, torch.tensor([12_000, 9_000]), step, 0, [[1, 2], [3]])
+    return scalars
+
+
+@pytest.mark.parametrize(("task", "ctc_weight"), [("ctc", 0.0), ("rnnt", 0.3)])
+def test_a_flat_start_weighs_in_a_compression_as_in_a_fine_tuning(task: Any, ctc_weight: float) -> None:
+    taught = flat_objective(task, ctc_weight=ctc_weight, hidden=0.5, posteriors=0.25)
+    alone = RecognitionObjective(taught.student, taught.extractor, taught.hearing, ctc_weight=ctc_weight).eval()
+    alone.loss.load_state_dict(taught.task.state_dict())
+    found = [hear(taught, step) for step in (0, 75, 90)]
+    for scalars, step in zip(found, (0, 75, 90), strict=True):
+        torch.testing.assert_close(scalars["task"], hear(alone, step)["loss"])
+        whole = scalars["task"] + 0.5 * scalars["hidden"] + 0.25 * scalars["posteriors"]
+        torch.testing.assert_close(scalars["loss"], whole)
+    torch.testing.assert_close(found[1]["task"], 0.5 * found[0]["task"] + 0.5 * found[2]["task"])
+    assert found[0]["task"] != found[2]["task"]
+
+
+@pytest.mark.parametrize("posteriors", [0.0, 1.0])
+def test_a_flat_start_leaves_a_transducers_head_alone_but_for_its_posteriors(posteriors: float) -> None:
+    taught = flat_objective("rnnt", ctc_weight=0.3, posteriors=posteriors)
+    for step, seen in ((0, bool(posteriors)), (75, True)):
+        taught.zero_grad()
+        hear(taught, step)["loss"].backward()
+        head = [*taught.student.joint.parameters(), *taught.student.decoder.parameters()]
+        assert [parameter.grad is not None for parameter in head] == [seen] * len(head)
+        assert all(parameter.grad is not None for parameter in taught.task.parameters())
+        assert taught.unseen(step) == (() if seen else TRANSDUCER_AXES)
+
+
+def test_what_a_flat_start_does_not_see_the_budget_does_not_shut() -> None:
+    taught = flat_objective("rnnt", ctc_weight=0.3)
+    gates = Gates(free_axes(taught.student, (), head=True))
+    cost = build_cost_model(gateable(taught.student, factored=False, meta=True), gates.axes)
+    attach(taught.student, gates)
+    total = cost.total("params")
+    settings: dict[str, Any] = {"kind": "params", "total": total, "removed": 0.5, "ramp_steps": 1}
+    joint = JointObjective(taught, gates=gates, cost=cost, unseen=taught.unseen, **settings)
+    with torch.no_grad():
+        joint.multipliers.linear.fill_(1.0)
+    kept = []
+    for step in (0, 75):
+        gates.log_alpha.grad = None
+        scalars = hear(joint, step)
+        scalars["loss"].backward()
+        kept.append(scalars["expected_kept"].item())
+        assert gates.log_alpha.grad is not None
+        moved = {axis.name: bool(gates.log_alpha.grad[gates.of(axis.name)].any()) for axis in gates.axes}
+        assert {name for name, moves in moved.items() if not moves} == (set() if step else set(TRANSDUCER_AXES))
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "rounds", "before"), [("l0", 1, [0]), ("magnitude", 2, []), ("thin", 1, [])]
+)  # before: gates are tried
+def test_a_flat_start_and_masks_begin_once_whatever_the_stages(
+    method: str,
+    rounds: int,
+    before: list[int],
+    models: dict[str, Path],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[tuple[int, float, bool]] = []
+    logits: list[int] = []
+    forward, output, inputs = TaughtRecognition.forward, recognition.output_logits, recognition.augmented
+    masked: list[int] = []
+
+    def told(self: TaughtRecognition, waveforms: Any, lengths: Any, step: int, *rest: Any) -> Any:
+        masked.clear()
+        scalars = forward(self, waveforms, lengths, step, *rest)
+        heard.append((step, self.hearing.flat(step), bool(masked)))
+        return scalars
+
+    monkeypatch.setattr(TaughtRecognition, "forward", told)
+    monkeypatch.setattr(recognition, "output_logits", lambda *given: (logits.append(1), output(*given))[1])
+    monkeypatch.setattr(recognition, "augmented", lambda *given: (masked.append(1), inputs(*given))[1])
+    settings = {"task": "ctc+rnnt", "flat_start": 0.5, "augment_from": 0.75, "keep": "params=0.6"}
+    compress(models["parakeet"], corpus, tmp_path / "small", method=method, rounds=rounds, **settings)
+    flat = [1.0, 1.0, 1.0, 0.75] + 8 * [0.0]  # of 4 steps
+    assert heard == [(step, flat[step], step >= 6) for step in [*before, *range(12)]]
+    assert len(logits) == 9
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "small" / "log.jsonl").open()]
+    wanted = {"l0": 8 * ["joint"] + 4 * ["distil"], "magnitude": 4 * ["round 1"] + 8 * ["distil"]}
+    assert stages == wanted.get(method, 12 * ["distil"])
+
+
 def test_labels_of_another_tokenizer_teach_nothing(models: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
     other = spoken_corpus(tmp_path / "other", ["ab", "du", "zo"])
     settings = {key: value for key, value in SETTINGS.items() if key != "round_to"}
@@ -168,7 +278,10 @@ def test_labels_of_another_tokenizer_teach_nothing(models: dict[str, Path], corp
     ("settings", "message"),
     [
         ({"task_weight": 0.0, "hidden_weight": 0.0, "posterior_weight": 0.0}, "there is nothing to learn"),
-        ({"flat_start": 0.1}, "flat_start is for fine-tuning"),
+        ({"flat_start": 0.1, "task": None, "tokens": None}, "flat_start: there is no task"),
+        ({"flat_start": 0.1, "task_weight": 0.0}, "flat_start: task_weight is 0"),
+        ({"flat_start": 0.1, "task": "rnnt"}, "--task rnnt has no CTC to start with"),
+        ({"flat_start": 0.1, "task": "ctc+rnnt", "ctc_weight": 0.0}, "which ctc_weight 0 leaves out"),
         ({"task": None, "lookaheads": (0,)}, "drawn where a recogniser learns"),
         ({"task": None, "tokens": None, "method": "thin"}, "give --task own"),
         ({"method": "thin", "keep": "macs=0.5"}, "--method thin"),

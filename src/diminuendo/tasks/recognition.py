@@ -84,24 +84,45 @@ class RecognitionLoss(nn.Module):
         flat: how much of the loss is that of a flat start, cross-entropy of frames by `flat_alignment`; it needs a head
         for CTC. With all of it nothing else is computed.
         """
+        logits = output_logits(model, states, labels) if self.reads_logits(flat) else None
+        return self.of(model, logits, states, counts, labels, flat)
+
+    def reads_logits(self, flat: float) -> bool:
+        """Whether the loss is of what the model puts out, not of the head for CTC beside it alone."""
+        return flat < 1 or self.ctc_head is None
+
+    def of(
+        self,
+        model: Model,
+        logits: Tensor | None,
+        states: Float[Tensor, "batch frames dim"],
+        counts: Int[Tensor, " batch"],
+        labels: Labels,
+        flat: float = 0.0,
+    ) -> Scalars:
+        """The same from the model's logits, where they are there already; None where they are not read."""
         if flat == 1:
-            return {"loss": self._flat(self._frames(model, states), counts, labels)}
-        found = self.of(model, output_logits(model, states, labels), states, counts, labels)
+            return {"loss": self._flat(self._frames(logits, states), counts, labels)}
+        assert logits is not None
+        found = self._task(model, logits, states, counts, labels)
         if flat:
-            begun = self._flat(self._frames(model, states), counts, labels)
+            begun = self._flat(self._frames(logits, states), counts, labels)
             found["loss"] = flat * begun + (1 - flat) * found["loss"]
         return found
 
-    def _frames(self, model: Model, states: Tensor) -> Tensor:
-        logits: Tensor = frame_logits(model, states) if self.ctc_head is None else self.ctc_head(states)
-        return logits
+    def _frames(self, logits: Tensor | None, states: Tensor) -> Tensor:
+        """What CTC reads: of a transducer its head beside it, otherwise the model's own logits."""
+        if self.ctc_head is None:
+            assert logits is not None
+            return logits
+        beside: Tensor = self.ctc_head(states)
+        return beside
 
     def _flat(self, logits: Tensor, counts: Tensor, labels: Labels) -> Tensor:
         wanted = flat_alignment(labels.ids, labels.lengths, counts, self.blank)
         return F.cross_entropy(logits[:, : wanted.shape[1]].float().flatten(0, 1), wanted.flatten(), ignore_index=-100)
 
-    def of(self, model: Model, logits: Tensor, states: Tensor, counts: Tensor, labels: Labels) -> Scalars:
-        """The same from the model's logits, where they are there already."""
+    def _task(self, model: Model, logits: Tensor, states: Tensor, counts: Tensor, labels: Labels) -> Scalars:
         if not is_transducer(model):
             return {"loss": self._ctc(logits, counts, labels)}
         transducer = self._transducer(model, logits, counts, labels)

@@ -31,6 +31,7 @@ class CompressConfig(RecognitionConfig):
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
     a model that `pretrain` has made.
+    augment_from, flat_start: fractions of `steps`, counted from the first step that learns, of whichever stage it is.
     task: None, or what the model learns to recognise at the same time ("own": what MODEL recognises by): then clips are
     used whole, need texts, and the loss is the sum of task_weight times the task's, hidden_weight times the hidden
     states' and posterior_weight times the posteriors' distillation, whose teacher must have MODEL's labels; None for 1
@@ -114,8 +115,9 @@ class CompressConfig(RecognitionConfig):
             raise UserError("--method thin: a student of some number of parameters; give --keep params=... alone")
         if self.task is not None and not self.task_weight + self.hidden_weight + (self.posterior_weight or 0.0):
             raise UserError("task_weight, hidden_weight and posterior_weight are 0: there is nothing to learn")
-        if self.flat_start:
-            raise UserError("flat_start is for fine-tuning, from weights that know nothing; leave it out")
+        if self.flat_start and (self.task is None or not self.task_weight):
+            given = "there is no task" if self.task is None else "task_weight is 0"
+            raise UserError(f"flat_start: {given}, and so no CTC to start with; give --task ctc+rnnt, or leave it out")
         if self.lookaheads is not None and self.task is None:
             raise UserError("lookaheads: they are drawn where a recogniser learns; give --task own, or leave them out")
         if self.task is not None and self.objective == "masked_prediction":

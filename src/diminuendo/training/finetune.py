@@ -50,8 +50,6 @@ def finetune(
         raise UserError(f"--out {out} is MODEL's own directory; give another")
     pupil = pupil_of(source, cuts, config)
     model = pupil.model
-    if config.flat_start and "ctc" not in pupil.task:
-        raise UserError(f"flat_start: --task {pupil.task} has no CTC to start with; give ctc+rnnt, or leave it out")
     clips = LabelledClips(cuts, pupil, config)
     look_at_one(clips.cuts, config.batch_settings(crop_to_shortest=False))  # unusable audio is found before writing
     run = Run(out, _identity(source, cuts, config, pupil), defaults_of(config))

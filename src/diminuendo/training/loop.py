@@ -50,9 +50,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Stage:
-    """`module(waveforms, lengths, step, draw)` gives scalars, the one to minimise under `loss`.
+    """`module(waveforms, lengths, step, draw)` gives scalars, the one to minimise under `loss`; `step` is the run's.
 
-    offset: steps of the stages before, for logs. after_step: called after every optimiser step.
+    offset: steps of the stages before. after_step: called after every optimiser step.
     texts: of a batch, the clips that can be used, and what they say, which the module is given too.
     """
 
@@ -163,7 +163,7 @@ class Loop:
                     with nullcontext() if last else self.accelerator.no_sync(module):
                         waveforms = batch.waveforms.to(self.accelerator.device)
                         lengths = batch.lengths.to(self.accelerator.device)
-                        scalars = module(waveforms, lengths, step, step * accumulate + micro, *texts)
+                        scalars = module(waveforms, lengths, stage.offset + step, step * accumulate + micro, *texts)
                         self.accelerator.backward(scalars["loss"] / accumulate)
                     meter.add(scalars, batch.seconds)
                 norm = nn.utils.clip_grad_norm_(clipped, self.training.clip)

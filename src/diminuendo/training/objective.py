@@ -1,6 +1,6 @@
 """What is minimised: distillation, and with gates the budget. Here pruning and distillation meet."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -94,11 +94,18 @@ def freeze_unused(student: Model) -> None:
         parameter.requires_grad_(id(parameter) in inside and "masked_spec_embed" not in name)
 
 
+def none_unseen(step: int) -> tuple[str, ...]:
+    """Of a loss that depends on every axis in every step."""
+    return ()
+
+
 class JointObjective(nn.Module):
     """An objective while gates learn what can go: + l1 (s - t) + l2 (s - t)^2, s and t removed fractions of the cost.
 
     objective: gives `loss` and its parts, of a model on which `gates` are; `name`: what its loss is called beside the
     sum. The target t rises linearly from 0 to `removed` over `ramp_steps` steps. two_sided: as in `Multipliers`.
+    unseen: axes that the objective does not depend on in a step. Nothing would hold their members against the budget,
+    so it leaves them as they are.
     """
 
     def __init__(
@@ -113,9 +120,10 @@ class JointObjective(nn.Module):
         removed: float,
         ramp_steps: int,
         two_sided: bool = False,
+        unseen: Callable[[int], Collection[str]] = none_unseen,
     ) -> None:
         super().__init__()
-        self.objective, self.name, self.gates = objective, name, gates
+        self.objective, self.name, self.gates, self.unseen = objective, name, gates, unseen
         self.multipliers = Multipliers(two_sided=two_sided)
         self.cost, self.kind, self.total = cost, kind, total
         self.removed, self.ramp_steps = removed, ramp_steps
@@ -134,15 +142,18 @@ class JointObjective(nn.Module):
     def target(self, step: int) -> float:
         return self.removed * min(1.0, (step + 1) / max(1, self.ramp_steps))
 
-    def expected_kept(self) -> Tensor:
-        """The expected fraction of the original's cost that stays; differentiable."""
-        return self.cost.expected(self.kind, self.gates.open_probability) / self.total
+    def expected_kept(self, unseen: Collection[str] = ()) -> Tensor:
+        """The expected fraction of the original's cost that stays; differentiable, but by members of `unseen` axes."""
+        probability = self.gates.open_probability.clone()
+        for name in self.gates.ranges.keys() & unseen:
+            probability[self.gates.of(name)] = probability[self.gates.of(name)].detach()
+        return self.cost.expected(self.kind, probability) / self.total
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, *texts: Any) -> Scalars:
         """`loss` with the budget in it, the objective's own loss under `name`, and the parts of both."""
         self.gates.sample(draw)
         scalars = self.objective(waveforms, lengths, step, draw, *texts)
-        kept, target = self.expected_kept(), self.target(step)
+        kept, target = self.expected_kept(self.unseen(step)), self.target(step)
         budget = self.multipliers(1.0 - kept, target)
         return {
             **scalars,

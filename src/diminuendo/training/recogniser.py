@@ -45,8 +45,8 @@ class Pupil:
 def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
     """What `config` makes of MODEL; a new head is drawn from the seed.
 
-    UserError for a task that the family has no recogniser for, lookaheads for a model that does not stream, a
-    recogniser without its tokenizer, and texts that give no tokens.
+    UserError for a task that the family has no recogniser for, a flat start of one without CTC, lookaheads for a model
+    that does not stream, a recogniser without its tokenizer, and texts that give no tokens.
     """
     family = family_of(source.model)
     if config.lookaheads is not None and not family.streams:
@@ -59,6 +59,10 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
     own = family.task_of(source.model)
     task = (own or "ctc+rnnt") if config.task == "own" else str(config.task)
     head: Task = "rnnt" if task == "ctc+rnnt" else task  # type: ignore[assignment]
+    if config.flat_start and "ctc" not in task:
+        raise UserError(f"flat_start: --task {task} has no CTC to start with; give ctc+rnnt, or leave it out")
+    if config.flat_start and task == "ctc+rnnt" and not config.ctc_weight:
+        raise UserError("flat_start: it needs CTC beside the RNN-T, which ctc_weight 0 leaves out; give more, like 0.3")
     keeps_tokens = own is not None and config.tokens is None
     if keeps_tokens and own == head:
         return Pupil(source.model, load_tokens(str(source.name), source.model.config), task, new=False)

@@ -11,6 +11,7 @@ from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.distillation.posteriors import collapsed_lattice, ctc_posteriors
 from diminuendo.families import Model, family_of, model_inputs
 from diminuendo.families.transducer import is_transducer
+from diminuendo.modules.transducer import TRANSDUCER_AXES
 from diminuendo.structure.axis import Axis, Slice
 from diminuendo.tasks.augment import augmented, generator_of
 from diminuendo.tasks.recognition import Labels, RecognitionLoss, Scalars, output_logits, padded
@@ -26,7 +27,7 @@ class Hearing:
 
     lookaheads: of a streaming encoder, in frames; every batch has one of them, drawn like its masks from seed and draw.
     augment_from: the step from which the input is masked, None for never; strength: how much of the published masks.
-    flat_start: steps of a flat start; in their last third it fades.
+    flat_start: steps of a flat start; in their last third it fades. Steps are those of the run, not of a stage.
     """
 
     lookaheads: tuple[int, ...] = ()
@@ -122,6 +123,13 @@ class TaughtRecognition(nn.Module):
             pieces.append(Slice("task.ctc_head.weight", 1))
         return replace(width, slices=tuple(pieces), gates=tuple(pieces), norms=())
 
+    def unseen(self, step: int) -> tuple[str, ...]:
+        """Axes whose members this step's loss does not depend on: a transducer's, in a flat start."""
+        return () if self._reads_logits(self.hearing.flat(step)) else TRANSDUCER_AXES
+
+    def _reads_logits(self, flat: float) -> bool:
+        return bool(self.weights.posteriors) or self.task.reads_logits(flat)
+
     def train(self, mode: bool = True) -> "TaughtRecognition":
         super().train(mode)
         self.student.eval()
@@ -131,14 +139,16 @@ class TaughtRecognition(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, texts: Texts) -> Scalars:
-        """`loss`, and its parts without their weights: `task`, `hidden` and `posteriors`."""
+        """`loss`, and its parts without their weights: `task` (of a flat start its own), `hidden`, `posteriors`."""
         family, weights = family_of(self.student), self.weights
         inputs = self.hearing.inputs(self.student, self.extractor, waveforms, lengths, step, draw)
         states = family.hidden_states(self.student, inputs)
         counts = family.frame_lengths(self.student, lengths)
         labels = padded(texts, self.task.blank, states[-1].device)
-        logits = output_logits(self.student, states[-1], labels)
-        found: Scalars = {"task": self.task.of(self.student, logits, states[-1], counts, labels)["loss"]}
+        flat = self.hearing.flat(step)
+        read = self._reads_logits(flat)
+        logits = output_logits(self.student, states[-1], labels) if read else None
+        found: Scalars = {"task": self.task.of(self.student, logits, states[-1], counts, labels, flat)["loss"]}
         loss = weights.task * found["task"]
         if weights.hidden or weights.posteriors:
             wanted = {*self.distillation.layers, len(states) - 1}
@@ -149,7 +159,7 @@ class TaughtRecognition(nn.Module):
                 cut = ([one[:, :frames] for one in several] for several in (states, targets))
                 found["hidden"] = self.distillation(*cut, both)["loss"]
                 loss = loss + weights.hidden * found["hidden"]
-            if weights.posteriors:
+            if logits is not None and weights.posteriors:
                 taught = self._teacher_logits(targets[-1], labels)
                 found["posteriors"] = self._posteriors(logits[:, :frames], taught[:, :frames], both, labels)
                 loss = loss + weights.posteriors * found["posteriors"]

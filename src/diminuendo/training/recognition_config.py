@@ -20,9 +20,9 @@ class RecognitionConfig(TrainingConfig):
     tokens: None for those MODEL comes with, characters for an encoder; token_count: of "pieces".
     predictor_width, predictor_layers: of a new transducer's predictor and joint network.
     head_learning_rate: of all that is not the encoder; in a compression, of a head that is new.
-    flat_start: the fraction of the steps that a fine-tuning begins with by learning frames, as if all labels of a clip
-    were equally long. From weights that know nothing of speech CTC and RNN-T may stay for thousands of steps where they
-    give the most frequent labels; a flat start leads past that. It needs CTC, alone or beside.
+    flat_start: the fraction of the steps that begin by learning frames, as if all labels of a clip were equally long.
+    From a head that knows nothing of speech CTC and RNN-T may stay for thousands of steps where they give the most
+    frequent labels; a flat start leads past that. It needs CTC, alone or beside.
     augment: SpecAugment, from the fraction `augment_from` of the steps on: before, a head that is new has enough to do.
     augment_strength: of its masks' largest sizes, which are published for models of 100 million parameters; small ones,
     and short trainings, want less. speeds: every clip is played at one of them at random, like (0.9, 1.0, 1.1), which

@@ -24,7 +24,7 @@ from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.kernels import choose_attention, convolution_chosen
 from diminuendo.training.loop import Group, Loop, Stage, Texts
-from diminuendo.training.objective import DistillationObjective, JointObjective, Teacher
+from diminuendo.training.objective import DistillationObjective, JointObjective, Teacher, none_unseen
 from diminuendo.training.own_prediction import own_prediction
 from diminuendo.training.recogniser import HeardClips, LabelledClips
 from diminuendo.training.recognition import TaughtRecognition, Weights, hearing_of
@@ -143,6 +143,7 @@ class TwoStages:
             removed=1.0 - config.budget.amount(self.total) / self.total,
             ramp_steps=round(config.steps * config.ramp),
             two_sided=config.two_sided,
+            unseen=objective.unseen if isinstance(objective, TaughtRecognition) else none_unseen,
         ).to(device)
 
     def first(self, trainer: Loop) -> Model:
@@ -180,7 +181,7 @@ class TwoStages:
         return loss
 
     def time_a_step(self, device: torch.device) -> float:
-        """Seconds of one joint step on a real batch, the second of two; nothing is kept of them."""
+        """Seconds of one step as in the end of the joint stage, the second of two; nothing is kept of them."""
         objective = self._joint_objective(device)
         objective.train()
         batch, texts = self._labelled(look_at_one(self.cuts, self.config.batch_settings(crop_to_shortest=self.crops)))
@@ -189,7 +190,7 @@ class TwoStages:
             started = time.perf_counter()
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
             with autocast, convolution_chosen(objective):  # as in the loop
-                scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), 0, 0, *texts)
+                scalars = objective(batch.waveforms.to(device), batch.lengths.to(device), self.config.steps, 0, *texts)
             scalars["loss"].backward()
             float(scalars["loss"].detach())  # waits for the device
             seconds = time.perf_counter() - started
