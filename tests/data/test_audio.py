@@ -160,6 +160,19 @@ def test_a_long_clip_is_cropped_where_the_generator_says(tmp_path: Path) -> None
         assert starts == [int(np.random.default_rng(s).integers(12_001)) for s in range(20)]
 
 
+@pytest.mark.parametrize("rate", [8000, RATE, 44_100])
+@pytest.mark.parametrize("speed", [0.5, 0.8, 2.0])
+def test_a_clip_at_another_speed_is_as_much_shorter_and_higher(tmp_path: Path, rate: int, speed: float) -> None:
+    cut = cut_of(tmp_path / "a.wav", sine(1.0, rate), rate)
+    waveform = load_waveform(cut, speed=speed)
+    assert abs(len(waveform) - RATE / speed) <= 1
+    half = waveform[2000:6000]
+    assert np.abs(np.fft.rfft(half)).argmax() == 440 * speed * 4000 // RATE
+    assert np.sqrt(2) * half.std() == pytest.approx(0.3, rel=0.02)
+    cropped = load_waveform(cut, max_seconds=0.25, generator=np.random.default_rng(0), speed=speed)
+    assert len(cropped) == 4000 / speed  # of the clip's own time as long as at any speed
+
+
 def test_without_a_generator_the_beginning_is_kept(tmp_path: Path) -> None:
     cut = cut_of(tmp_path / "a.wav", sine(1.0, 44_100), 44_100)
     np.testing.assert_allclose(load_waveform(cut, max_seconds=0.25)[:3500], load_waveform(cut)[:3500], atol=1e-3)

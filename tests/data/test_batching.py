@@ -103,6 +103,55 @@ def test_resuming_gives_the_batches_of_an_uninterrupted_run(tmp_path: Path, lazy
         assert contents(take(resumed, 2)) == contents(batches[done : done + 2])
 
 
+def test_slow_clips_stay_whole_in_batches_that_are_as_much_longer(tmp_path: Path) -> None:
+    """Their texts are of the whole."""
+    cuts = corpus(tmp_path, [1.0, 1.0, 0.9, 0.8])
+    settings = BatchSettings(2.0, max_seconds=1.0, speeds=(0.5, 1.25))
+    found = set()
+    for batch in take(TrainingBatches(cuts, settings), 12):
+        assert batch.waveforms.numel() <= 2.0 / 0.5 * RATE
+        for waveform, length, cut in zip(batch.waveforms, batch.lengths.tolist(), batch.cuts, strict=True):
+            speed = 0.5 if length > RATE else 1.25
+            np.testing.assert_array_equal(waveform[:length], load_waveform(cut, speed=speed))
+            found.add((cut.id, speed))
+    assert found == {(name, speed) for name in names(4) for speed in (0.5, 1.25)}
+    assert max(batch.waveforms.numel() for batch in take(TrainingBatches(cuts, settings), 12)) == 2.0 / 0.5 * RATE
+
+
+def speeds_of(batches: Sequence[Batch]) -> list[float]:
+    return [
+        cut.duration * RATE / length
+        for batch in batches
+        for cut, length in zip(batch.cuts, batch.lengths.tolist(), strict=True)
+    ]
+
+
+def test_speeds_depend_on_seed_epoch_and_batch_and_are_the_same_when_resumed(tmp_path: Path) -> None:
+    cuts = corpus(tmp_path, [0.5] * 8)
+    settings = BatchSettings(2.0, speeds=(0.5, 1.0, 2.0))
+    reference = TrainingBatches(cuts, settings)
+    whole = take(reference, 6)
+    assert set(speeds_of(whole)) == {0.5, 1.0, 2.0}
+    assert len({tuple(speeds_of([batch])) for batch in whole}) == 6  # of every batch and epoch their own
+    other = TrainingBatches(cuts, BatchSettings(2.0, speeds=(0.5, 1.0, 2.0), seed=1))
+    assert speeds_of(take(other, 2)) != speeds_of(whole[:2])
+    for done in (1, 3):
+        batches = TrainingBatches(cuts, settings)
+        take(batches, done)
+        resumed = TrainingBatches(cuts, settings)
+        resumed.load_state_dict(batches.state_dict())
+        assert contents(take(resumed, 2)) == contents(whole[done : done + 2])
+
+
+def test_a_state_from_before_there_were_speeds_is_one_at_their_own(tmp_path: Path) -> None:
+    cuts = corpus(tmp_path, VARIED[:5])
+    state = TrainingBatches(cuts, BatchSettings(3.0)).state_dict()
+    del state["settings"]["speeds"]
+    TrainingBatches(cuts, BatchSettings(3.0)).load_state_dict(state)
+    with pytest.raises(UserError, match=r"speeds was \(1.0,\), is \(0.9,\)"):
+        TrainingBatches(cuts, BatchSettings(3.0, speeds=(0.9,))).load_state_dict(state)
+
+
 def test_loading_a_state_overrides_what_was_read_ahead(tmp_path: Path) -> None:
     batches = TrainingBatches(corpus(tmp_path, VARIED), BatchSettings(3.0))
     start = batches.state_dict()

@@ -1,8 +1,19 @@
 """SpecAugment: what is masked, of every clip its own share."""
 
+import pytest
 import torch
 
-from diminuendo.tasks.augment import BAND_MASKS, BAND_SHARE, TIME_MASKS, TIME_SHARE, generator_of, masked_features
+from diminuendo.tasks.augment import (
+    BAND_MASKS,
+    BAND_SHARE,
+    STATES_MASKED,
+    TIME_MASKS,
+    TIME_SHARE,
+    augmented,
+    generator_of,
+    masked_features,
+)
+from tiny import tiny_model
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,6 +45,35 @@ def test_no_more_is_masked_than_the_shares_of_every_clip_and_something_is() -> N
             time[clip] += float(spans.double().mean()) / 40
     assert 0.15 < time[0] < 0.3
     assert 0.15 < time[1] < 0.35
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5])
+def test_a_strength_is_a_share_of_the_largest_masks(strength: float) -> None:
+    given, valid = torch.randn(1, 400, 80), torch.ones(1, 400, dtype=torch.bool)
+    widest, longest, whole, weak = 0, 0, 0.0, 0.0
+    for draw in range(60):
+        changed = masked_features(given, valid, generator_of(2, draw), strength) != given
+        widest, longest = max(widest, int(changed.all(1).sum())), max(longest, int(changed.all(2).sum()))
+        weak += float(changed.all(2).double().mean()) / 60
+        whole += float((masked_features(given, valid, generator_of(2, draw)) != given).all(2).double().mean()) / 60
+    assert strength * BAND_SHARE * 80 < widest <= BAND_MASKS * (strength * BAND_SHARE * 80 + 1)
+    assert strength * TIME_SHARE * 400 < longest <= TIME_MASKS * (strength * TIME_SHARE * 400 + 1)
+    assert weak == pytest.approx(strength * whole, rel=0.15)  # spans overlap less
+
+
+def test_of_waveforms_a_strength_is_a_share_of_masked_frames() -> None:
+    model, counts = tiny_model(), torch.full((40,), 500)
+    shares = [
+        float(
+            augmented(model, {"input_values": torch.zeros(1)}, counts, generator_of(0, 0), strength)[
+                "mask_time_indices"
+            ]
+            .double()
+            .mean()
+        )
+        for strength in (1.0, 0.25)
+    ]
+    assert shares == pytest.approx([STATES_MASKED, 0.25 * STATES_MASKED], rel=0.1)
 
 
 def test_masks_depend_on_seed_and_draw_alone() -> None:

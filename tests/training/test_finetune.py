@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_an_own_recogniser_is_trained_on_with_its_tokens(
 def test_a_stopped_run_resumes_to_the_same_weights(
     encoders: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {**SETTINGS, "augment_from": 0.3, "lookaheads": (0, 1, 6)}
+    settings = {**SETTINGS, "augment_from": 0.3, "lookaheads": (0, 1, 6), "speeds": (0.9, 1.1)}
     api.finetune(encoders["nemotron"], corpus, tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
         interrupt(patch, 5)
@@ -144,6 +145,27 @@ def refused(model: Path, data: Path, out: Path, **settings: Any) -> str:
     assert not out.exists()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"speeds": ()}, r"speeds \(\): expected some from 0.5 to 2"),
+        ({"speeds": (1.0, 0.4)}, r"speeds \(1.0, 0.4\): expected some"),
+        ({"speeds": (float("nan"),)}, "expected some from 0.5 to 2"),
+        ({"augment_strength": 0.0}, r"augment_strength must lie in \(0, 1\], got 0.0"),
+        ({"augment_strength": 1.5}, "got 1.5"),
+    ],
+    ids=str,
+)
+def test_speeds_and_strengths_that_cannot_be_are_refused(
+    settings: dict[str, Any], says: str, encoders: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    assert re.search(says, refused(encoders["parakeet"], corpus, tmp_path / "out", **settings))
+    with pytest.raises(UserError, match=says) as caught:
+        api.compress_to_result(encoders["parakeet"], corpus, tmp_path / "out", task="ctc", **settings)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_clips_without_text_are_refused(encoders: dict[str, Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pretraining of encoders that read features, from a named configuration to a directory."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,22 +9,22 @@ import pytest
 import soundfile
 import torch
 from lhotse import CutSet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, AutoModel
 
 from diminuendo import api
 from diminuendo.data.manifest import read_cuts
-from diminuendo.errors import UserError
+from diminuendo.errors import Interrupted, UserError
 from diminuendo.families import family_of, load
 from diminuendo.tasks.best_rq import BestRQ
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of, own_prediction
 from diminuendo.training.pretrain import dry_run, pretrain
-from diminuendo.training.pretrain_best_rq import lookaheads_of
-from diminuendo.training.pretrain_config import BestRQConfig, PretrainConfig
+from diminuendo.training.pretrain_best_rq import BestRQStages
+from diminuendo.training.pretrain_config import BestRQConfig, PretrainConfig, lookaheads_of
 from diminuendo.training.run import Run
-from tiny import audio
+from tiny import audio, interrupt, weights
 
 LOOP = LoopConfig(device="cpu", log_every=1, checkpoint_every=2, quiet=True)
 CONFIG = BestRQConfig(steps=6, seconds_per_batch=2.0, codes=8, code_dim=4, masked=0.5)
@@ -90,6 +91,10 @@ def test_the_result_has_sizes_steps_and_the_accuracy(finished):
     assert json.loads((out / "result.json").read_text()) == result
     assert "BEST-RQ" in (out / "README.md").read_text()
     assert not (out / "clusters.safetensors").exists()
+    assert {name: tuple(value.shape) for name, value in load_file(out / "best_rq.safetensors").items()} == {
+        "head.weight": (8, 16),
+        "head.bias": (8,),
+    }
 
 
 @pytest.mark.parametrize(
@@ -226,6 +231,71 @@ def test_a_recognisers_configuration_is_the_users_error(tmp_path):
         read_configuration(str(path))
 
 
-def test_going_on_with_masked_prediction_wants_the_labels_of_clusters(finished):
-    with pytest.raises(UserError, match="writes beside a model that reads waveforms"):
-        own_prediction(str(finished["micro-parakeet"][0]), None, None, seed=0)
+@pytest.mark.parametrize("name", MICRO)
+def test_a_compression_goes_on_with_the_objective_that_pretraining_ended_with(name, cuts, tmp_path, monkeypatch):
+    ended, labels = [], BestRQStages.labels
+    monkeypatch.setattr(BestRQStages, "labels", lambda stages: (ended.append(stages.objective), labels(stages))[1])
+    config = replace(CONFIG, seed=3, codebooks=2, steps=3)
+    pretrain(name, cuts, tmp_path / "ssl", config, loop=LOOP)
+    own = own_prediction(str(tmp_path / "ssl"), load(tmp_path / "ssl"), None, seed=3)
+    before = {key: value.clone() for key, value in own.train().state_dict().items()}
+    assert not any(module.training for module in own.student.modules())
+    heard = audio(2, 16_000)
+    for draw in range(4):
+        going_on, known = (
+            objective(heard, torch.tensor([16_000, 12_000]), 0, draw) for objective in (own, ended[0].eval())
+        )
+        assert {key: value.item() for key, value in going_on.items()} == {k: v.item() for k, v in known.items()}
+    assert all(value.equal(before[key]) for key, value in own.state_dict().items())
+    other = own_prediction(str(tmp_path / "ssl"), load(tmp_path / "ssl"), None, seed=4)
+    assert other.lookaheads == own.lookaheads == ((0, 1, 6, 13) if name == "micro-nemotron" else ())
+    assert torch.equal(other.quantiser.codes, own.quantiser.codes)
+    assert (
+        other(heard, torch.tensor([16_000, 12_000]), 0, 0)["loss"]
+        != own(heard, torch.tensor([16_000] * 2), 0, 0)["loss"]
+    )
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_a_model_is_pruned_by_its_own_objective_exactly_and_resumed(
+    name, finished, audio_folder, tmp_path, monkeypatch
+):
+    model, options = finished[name][0], {"keep": "params=0.7", "objective": "masked_prediction", "round_to": 1}
+    settings = {**options, "steps": 6, "seconds_per_batch": 2.0, "loop": LOOP}
+    result = api.compress_to_result(model, audio_folder, tmp_path / "whole", **settings)
+    assert 0.6 < result["params"]["kept"] <= 0.7
+    assert result["removal_error"] < 1e-4
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
+    assert [line["stage"] for line in lines if {"accuracy", "commonest"} <= line.keys()] == ["joint"] * 6 + [
+        "distil"
+    ] * 3
+    assert not any("l1" in line for line in lines)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 8)
+        with pytest.raises(Interrupted):
+            api.compress_to_result(model, audio_folder, tmp_path / "parts", **settings)
+    api.compress_to_result(model, audio_folder, tmp_path / "parts", resume=True, **settings)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    with pytest.raises(UserError, match="needs the labels of its pretraining"):  # of what is left they are not kept
+        api.compress_to_result(tmp_path / "whole", audio_folder, tmp_path / "again", **settings)
+
+
+@pytest.mark.parametrize("kept", [None, "head.weight"])
+def test_a_model_from_before_heads_were_kept_is_the_users_error(kept, finished, audio_folder, tmp_path):
+    shutil.copytree(finished["micro-parakeet"][0], tmp_path / "old")
+    head = load_file(tmp_path / "old" / "best_rq.safetensors")
+    (tmp_path / "old" / "best_rq.safetensors").unlink()
+    if kept is not None:
+        save_file({kept: head[kept]}, tmp_path / "old" / "best_rq.safetensors")
+    with pytest.raises(UserError, match=r"old: masked prediction needs the labels .*; pretrain it with") as caught:
+        api.compress_to_result(
+            tmp_path / "old", audio_folder, tmp_path / "small", objective="masked_prediction", steps=2
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "small").exists()
+
+
+def test_overwriting_a_pretraining_leaves_nothing_of_it(finished, tmp_path):
+    shutil.copytree(finished["micro-parakeet"][0], tmp_path / "out")
+    Run(tmp_path / "out", {"command": "other"}).open(overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]

@@ -76,8 +76,9 @@ class BestRQ(nn.Module):
 
     masked, span_seconds: the fraction of features that are masked, in spans so long. The mask, the noise in it and, of
     a streaming encoder, the lookahead of a batch (one of `lookaheads`, in frames) depend on `seed` and `draw` alone;
-    the quantiser on `seed`. The model is held in evaluation mode, as in MaskedPrediction, except for batch norms:
-    these norm by the batch, and keep their statistics for later.
+    the quantiser on `code_seed` (None: the same seed). The model is held in evaluation mode, as in MaskedPrediction,
+    except for batch norms: these norm by the batch, and keep their statistics for later. norms_by_batch: False for
+    evaluation mode without exception, where what is left of a model has to be what it was while it was gated.
     """
 
     def __init__(
@@ -91,16 +92,22 @@ class BestRQ(nn.Module):
         span_seconds: float,
         lookaheads: Sequence[int] = (),
         seed: int,
+        code_seed: int | None = None,
+        norms_by_batch: bool = True,
     ) -> None:
         super().__init__()
         family = family_of(model)
         assert family.features is not None, "it reads waveforms"
         self.student, self.heard = model, family.features(model.config)
         self.masked, self.span = masked, max(1, round(span_seconds / self.heard.seconds))
-        self.lookaheads, self.seed = tuple(lookaheads), seed
+        self.lookaheads, self.seed, self.norms_by_batch = tuple(lookaheads), seed, norms_by_batch
         bands = family.example(model, 16_000)["input_features"].shape[-1]
         self.quantiser = RandomQuantiser(
-            self.heard.stacked * bands, codebooks=codebooks, codes=codes, dim=code_dim, seed=seed
+            self.heard.stacked * bands,
+            codebooks=codebooks,
+            codes=codes,
+            dim=code_dim,
+            seed=seed if code_seed is None else code_seed,
         )
         self.head = nn.Linear(model.config.hidden_size, codebooks * codes)
 
@@ -109,7 +116,7 @@ class BestRQ(nn.Module):
         self.student.eval()
         for module in self.student.modules():
             if isinstance(module, nn.BatchNorm1d):
-                module.train(mode)
+                module.train(mode and self.norms_by_batch)
         return self
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:

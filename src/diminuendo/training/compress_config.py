@@ -30,7 +30,7 @@ class CompressConfig(RecognitionConfig):
     round_to: kept widths are multiples of it, and of 32 too for channels where there are 128 or more, unless it is 1.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
-    a model that `pretrain` has made.
+    a model that `pretrain` has made, by clusters or by BEST-RQ.
     augment_from, flat_start: fractions of `steps`, counted from the first step that learns, of whichever stage it is.
     task: None, or what the model learns to recognise at the same time ("own": what MODEL recognises by): then clips are
     used whole, need texts, and the loss is the sum of task_weight times the task's, hidden_weight times the hidden

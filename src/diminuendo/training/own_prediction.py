@@ -14,6 +14,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from diminuendo.errors import UserError
 from diminuendo.families import FAMILIES, Model
 from diminuendo.families.inputs import SAMPLING_RATE
+from diminuendo.tasks.best_rq import BestRQ
 from diminuendo.tasks.clips import whitening_of
 from diminuendo.tasks.selfsupervised import (
     FrameFeatures,
@@ -27,8 +28,10 @@ from diminuendo.tasks.selfsupervised import (
 )
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.kernels import choose_convolution
+from diminuendo.training.pretrain_config import BestRQConfig, lookaheads_of
 
-FILE = "clusters.safetensors"
+# What `pretrain` writes beside a model, by its objective.
+FILES = {"clusters": "clusters.safetensors", "best_rq": "best_rq.safetensors"}
 
 
 def encoder_of(config: Any, layers: int | None = None) -> Model:
@@ -56,35 +59,76 @@ def extractor_of(config: Any) -> Any:
 
 
 def labels_of(directory: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `pretrain` wrote beside a model: its labels' tensors and its configuration.
+    """What `pretrain` wrote beside a model: the tensors of its labels and heads, and its configuration.
 
     Raises UserError if it did not make the directory.
     """
-    path = Path(directory or "") / FILE
-    run = path.with_name("run.json")
-    tensors = load_file(path) if path.is_file() and run.is_file() else {}
-    config = json.loads(run.read_text())["config"] if tensors else {}
-    complete = any(key.startswith("iteration_") for key in tensors) and (
-        not config["clip_weights"][1] or "clips.mean" in tensors
-    )
-    if not complete:
+    run = Path(directory or "") / "run.json"
+    config = json.loads(run.read_text())["config"] if run.is_file() else {}
+    name = FILES.get(config.get("objective", "clusters"))  # a pretraining from before there were two has clusters
+    tensors = load_file(run.with_name(name)) if config and name and run.with_name(name).is_file() else {}
+    if not (_complete_head(tensors) or _complete_clusters(tensors, config)):
         raise UserError(
-            f"MODEL {directory}: masked prediction needs the labels of its pretraining ({FILE}, run.json), which "
-            "`diminuendo pretrain` writes beside a model that reads waveforms; pretrain it with this version"
+            f"MODEL {directory}: masked prediction needs the labels of its pretraining ({' or '.join(FILES.values())}, "
+            "and run.json), which `diminuendo pretrain` writes beside a model; pretrain it with this version"
         )
     return tensors, config
 
 
-def own_prediction(directory: str | None, model: Model, extractor: Any, seed: int) -> MaskedPrediction:
-    """Masked prediction as in the last iteration of the pretraining in `directory`, its heads included, of `model`.
+def _complete_head(tensors: Mapping[str, Tensor]) -> bool:
+    return {"head.weight", "head.bias"} <= tensors.keys()
 
-    Raises UserError if `pretrain` did not make the directory.
+
+def _complete_clusters(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+    iterations = any(key.startswith("iteration_") for key in tensors)
+    return iterations and (not config["clip_weights"][1] or "clips.mean" in tensors)
+
+
+def own_prediction(directory: str | None, model: Model, extractor: Any, seed: int) -> MaskedPrediction | BestRQ:
+    """What the pretraining in `directory` ended with, heads included, of `model`: masks are drawn from `seed`.
+
+    Of one by clusters it is the last iteration. Raises UserError if `pretrain` did not make the directory.
     """
     tensors, config = labels_of(directory)
+    if config.get("objective") == "best_rq":
+        own = BestRQConfig(**{**config, "lookaheads": tuple(config["lookaheads"])})
+        found = best_rq_of(model, own, seed, norms_by_batch=False)
+        found.head.load_state_dict(_under("head", tensors))
+        return found
+    return _masked_prediction(str(directory), tensors, config, model, extractor, seed)
+
+
+def best_rq_of(model: Model, config: BestRQConfig, seed: int, *, norms_by_batch: bool = True) -> BestRQ:
+    """BEST-RQ as `config` has it, with a fresh head; the codes are those of the configuration's seed.
+
+    UserError for lookaheads that the model cannot have.
+    """
+    return BestRQ(
+        model,
+        codebooks=config.codebooks,
+        codes=config.codes,
+        code_dim=config.code_dim,
+        masked=config.masked,
+        span_seconds=config.span_seconds,
+        lookaheads=lookaheads_of(model.config, config),
+        seed=seed,
+        code_seed=config.seed,
+        norms_by_batch=norms_by_batch,
+    )
+
+
+def _masked_prediction(
+    directory: str,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    model: Model,
+    extractor: Any,
+    seed: int,
+) -> MaskedPrediction:
     last = max(int(key.split(".")[0].removeprefix("iteration_")) for key in tensors if key.startswith("iteration_"))
     kept = _under(f"iteration_{last}", tensors)
     grid = frame_grid(model.config, extractor.sampling_rate)
-    features = _features(_under("model", kept), read_configuration(str(directory)), grid)
+    features = _features(_under("model", kept), read_configuration(directory), grid)
     objective = MaskedPrediction(
         model,
         extractor,

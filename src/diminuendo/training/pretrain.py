@@ -48,10 +48,15 @@ from diminuendo.training.configurations import read_configuration
 from diminuendo.training.device import make_accelerator
 from diminuendo.training.kernels import choose_attention, choose_convolution
 from diminuendo.training.loop import Group, Loop, Stage, carry_out
-from diminuendo.training.own_prediction import FILE as LABELS
-from diminuendo.training.own_prediction import encoder_of, extractor_of
-from diminuendo.training.pretrain_best_rq import BestRQStages, lookaheads_of
-from diminuendo.training.pretrain_config import AnyPretrainConfig, BestRQConfig, PretrainConfig, config_class
+from diminuendo.training.own_prediction import FILES, encoder_of, extractor_of
+from diminuendo.training.pretrain_best_rq import BestRQStages
+from diminuendo.training.pretrain_config import (
+    AnyPretrainConfig,
+    BestRQConfig,
+    PretrainConfig,
+    config_class,
+    lookaheads_of,
+)
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, defaults_of
 from diminuendo.training.schedules import warm_up_hold_decay
@@ -76,8 +81,9 @@ def pretrain(
     config: of the class that `config_class` gives. Beside a model trained by clusters, clusters.safetensors has what
     its labels were made with, so that training can go on: for each iteration k-means' `centres` (of frames scaled
     by `mean` and `deviation`), the heads (`head.projection`, class embeddings `head.embeddings`), for later ones the
-    `model` whose states were clustered. The result has `params`, by stage the `steps` and the final `accuracy` on
-    masked frames, `skipped`, `seconds` and `out`; it is kept as result.json.
+    `model` whose states were clustered. Beside one trained by BEST-RQ best_rq.safetensors has the `head`; the seed
+    gives the rest. The result has `params`, by stage the `steps` and the final `accuracy` on masked frames, `skipped`,
+    `seconds` and `out`; it is kept as result.json.
 
     Raises UserError for an unknown configuration, for settings that it cannot be trained with, and for a directory that
     holds something else.
@@ -104,7 +110,7 @@ def pretrain(
 
         def write() -> None:
             if labels := stages.labels():
-                save_file(labels, out / LABELS)
+                save_file(labels, out / FILES[config.objective])
             save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, asdict(config)))
 
         return result, write

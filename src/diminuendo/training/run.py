@@ -34,6 +34,7 @@ _OURS = (
     "config.json",
     "model.safetensors",
     "clusters.safetensors",
+    "best_rq.safetensors",
     "preprocessor_config.json",
     "README.md",
     "report.html",

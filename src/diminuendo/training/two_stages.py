@@ -20,6 +20,7 @@ from diminuendo.pruning.gating import KEPT_GATE_FLOOR, Gates, attach, plain_stat
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Selection
 from diminuendo.structure.cost import CostModel
+from diminuendo.tasks.best_rq import BestRQ
 from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.kernels import choose_attention, convolution_chosen
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 OFF_BUDGET = 0.02
 
-Objective = DistillationObjective | TaughtRecognition | MaskedPrediction
+Objective = DistillationObjective | TaughtRecognition | MaskedPrediction | BestRQ
 
 
 class TwoStages:
