@@ -118,8 +118,7 @@ def _line(
     if len(rows) > 1:
         values = [100 * row[key]["wer"] for row in rows]
         spread = f"; {len(rows)} seeds, {min(values):.1f} to {max(values):.1f}"
-    low, high = (100 * mean(lambda row, end=end: row[key][f"wer_{end}"]) for end in ("low", "high"))  # type: ignore[misc]
-    least, most = (100 * mean(lambda row, end=end: row[key][f"speaker_{end}"]) for end in ("low", "high"))  # type: ignore[misc]
+    by_clip, by_speaker = (_mean_interval([row[key] for row in rows], unit) for unit in ("wer", "speaker"))
     better = ""
     if alone:
         reference = sum(found.rows[name][key]["wer"] for name in alone) / len(alone)
@@ -129,8 +128,8 @@ def _line(
     milliseconds = sum(times) / len(times) if times else None
     cells = [
         title,
-        f"{100 * wer:.1f} ({low:.1f} to {high:.1f}{spread})",
-        f"{least:.1f} to {most:.1f}",
+        f"{100 * wer:.1f} ({by_clip}{spread})",
+        by_speaker,
         *(f"{100 * mean(lambda row, name=name: row[name]['wer']):.1f}" for name in others),  # type: ignore[misc]
         better,
         f"{mean(lambda row: row['params']):,.0f}",
@@ -141,6 +140,14 @@ def _line(
         f"{mean(lambda row: row['cpu_seconds']) / 60:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _mean_interval(rows: Sequence[Row], unit: str) -> str:
+    """Of several seeds the mean of both ends; nothing where there are too few clips or speakers for one."""
+    if any(row[f"{unit}_low"] is None for row in rows):
+        return "no interval"
+    low, high = (100 * sum(row[f"{unit}_{end}"] for row in rows) / len(rows) for end in ("low", "high"))
+    return f"{low:.1f} to {high:.1f}"
 
 
 def questions(mode: Mode) -> list[tuple[str, Cell, Cell]]:
