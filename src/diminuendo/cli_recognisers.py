@@ -10,6 +10,7 @@ from diminuendo.cli_shared import (
     Accumulate,
     DataArgument,
     Device,
+    DryRun,
     Json,
     ModelArgument,
     Out,
@@ -51,6 +52,7 @@ def finetune(
     split: Split = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -67,6 +69,7 @@ def finetune(
         split=split,
         resume=resume,
         overwrite=overwrite,
+        dry_run=dry_run,
         loop=LoopConfig(device=device, quiet=quiet),
         **api.read_settings(
             FinetuneConfig,
@@ -81,7 +84,7 @@ def finetune(
         ),
     )
     if is_main_process():
-        show(result, as_json, cli_text.finetune_text)
+        show(result, as_json, cli_text.finetune_dry_run_text if dry_run else cli_text.finetune_text)
 
 
 def evaluate(

@@ -29,7 +29,7 @@ from diminuendo.training.device import make_accelerator
 from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
-from diminuendo.training.progress import duration_text
+from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
 from diminuendo.training.recogniser import clips_to_learn, posterior_weight_of, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
@@ -40,8 +40,6 @@ from diminuendo.training.unlearned import remove_in_rounds
 log = logging.getLogger(__name__)
 
 OFF_PROMISE = 0.15
-# Shorter runs are over before an estimate of them is.
-WORTH_ESTIMATING = 100
 
 
 @dataclass(frozen=True)
