@@ -24,7 +24,8 @@ ORDER = (
     {"given"},
     {"recognising"},
     {"api"},
-    {"demo", "cli_text"},
+    {"demo", "cli_text", "cli_shared"},
+    {"cli_recognisers"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -141,7 +141,7 @@ def _agnostic(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path
         "settings": {"compression": settings, "recognition": recognition},
         "recipe": recipe,
         **told(smaller),
-        **spent,
+        **spent(smaller, result),
     }
 
 

@@ -4,18 +4,36 @@ Exit status 0: done; 2: the input is wrong, one line says how; 130: interrupted;
 """
 
 import errno
-import json
-import logging
-import os
 import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer._click.exceptions import ClickException
 
-from diminuendo import cli_text
+from diminuendo import cli_recognisers, cli_text
+from diminuendo.cli_shared import (
+    Accumulate,
+    DataArgument,
+    Device,
+    DryRun,
+    Json,
+    ModelArgument,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Resume,
+    SecondsPerBatch,
+    Seed,
+    Settings,
+    Split,
+    Steps,
+    Threads,
+    is_main_process,
+    prepare,
+    show,
+)
 from diminuendo.errors import Interrupted, UserError
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -30,29 +48,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-MODEL = typer.Argument(help="A directory, or a hub id: an original, a recogniser, or a model compressed before.")
-DATA = typer.Argument(help="A JSON-lines manifest, a lhotse, Shar or Kaldi directory, or a folder of audio.")
-
-ModelArgument = Annotated[str, MODEL]
-DataArgument = Annotated[str, DATA]
-Out = Annotated[Path, typer.Option(help="Where the model and the run's log go.")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the first (joint) stage.")]
-SecondsPerBatch = Annotated[float | None, typer.Option(help="Seconds of audio a batch, for every process.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")]
-Precision = Annotated[str | None, typer.Option(help="fp32 or bf16 (autocast).")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: as many as torch chooses.")]
-Split = Annotated[str | None, typer.Option(help="Rows of this split (default: train; all, if no row names one).")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, like learning_rate=1e-4; may be repeated."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; start it if there is none.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a run left in --out.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run can reach and what it takes; write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 @app.command()
@@ -79,7 +74,7 @@ def compress(
     round_to: Annotated[int | None, typer.Option(help="Kept widths are multiples of this (default 8).")] = None,
     steps: Steps = None,
     seconds_per_batch: SecondsPerBatch = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches an optimiser step.")] = None,
+    accumulate: Accumulate = None,
     seed: Seed = None,
     precision: Precision = None,
     settings: Settings = None,
@@ -93,7 +88,7 @@ def compress(
     quiet: Quiet = False,
 ) -> None:
     """Learn what of MODEL can go, remove it, and distil the rest."""
-    _prepare(threads, quiet)
+    prepare(threads, quiet)
     from diminuendo import api
     from diminuendo.training.compress_config import CompressConfig
     from diminuendo.training.config import LoopConfig
@@ -125,140 +120,15 @@ def compress(
             precision=precision,
         ),
     )
-    if not _is_main_process():
+    if not is_main_process():
         return
-    _print(result, as_json, cli_text.dry_run_text if dry_run else cli_text.compress_text)
+    show(result, as_json, cli_text.dry_run_text if dry_run else cli_text.compress_text)
 
 
-@app.command()
-def finetune(
-    model: Annotated[
-        str, typer.Argument(help="A directory or hub id; or a name like tiny-parakeet, for fresh weights.")
-    ],
-    data: DataArgument,
-    out: Out,
-    task: Annotated[
-        str | None, typer.Option(help="ctc, rnnt, ctc+rnnt or tdt (default: MODEL's own; of an encoder ctc+rnnt).")
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="characters, pieces or words (default: MODEL's own; of an encoder characters).")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps.")] = None,
-    seconds_per_batch: SecondsPerBatch = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches an optimiser step.")] = None,
-    seed: Seed = None,
-    precision: Precision = None,
-    settings: Settings = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    split: Split = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train a recogniser on MODEL's encoder, or go on with MODEL's own."""
-    _prepare(threads, quiet)
-    from diminuendo import api
-    from diminuendo.training.config import LoopConfig
-    from diminuendo.training.finetune_config import FinetuneConfig
-
-    result = api.finetune(
-        model,
-        data,
-        out,
-        split=split,
-        resume=resume,
-        overwrite=overwrite,
-        loop=LoopConfig(device=device, quiet=quiet),
-        **api.read_settings(
-            FinetuneConfig,
-            settings or (),
-            task=task,
-            tokens=tokens,
-            steps=steps,
-            seconds_per_batch=seconds_per_batch,
-            accumulate=accumulate,
-            seed=seed,
-            precision=precision,
-        ),
-    )
-    if _is_main_process():
-        _print(result, as_json, cli_text.finetune_text)
-
-
-@app.command()
-def evaluate(
-    model: ModelArgument,
-    data: DataArgument,
-    probe: Annotated[
-        str | None, typer.Option(help="keyword (test speakers unseen) or speaker (test takes unseen).")
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="A second recogniser, for the paired difference.")] = None,
-    beam: Annotated[int, typer.Option(min=1, help="1 decodes greedily.")] = 1,
-    lookahead: Annotated[int | None, typer.Option(help="Of a streaming model, in ms.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Rows of this split (default: test; all, if no row names one).")
-    ] = None,
-    seed: Seed = None,
-    max_clips: Annotated[int | None, typer.Option(min=1, help="At most so many clips.")] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """A recogniser's word error rate; of an encoder, what a linear head finds in its frozen states."""
-    _prepare(threads, quiet)
-    from diminuendo import api
-
-    result = api.evaluate(
-        model,
-        data,
-        probe,
-        against=against,
-        split=split,
-        beam=beam,
-        lookahead=lookahead,
-        seed=seed or 0,
-        max_clips=max_clips,
-        device=device,
-        quiet=quiet,
-    )
-    _print(result, as_json, cli_text.evaluate_text)
-
-
-@app.command()
-def transcribe(
-    model: ModelArgument,
-    audio: Annotated[list[Path], typer.Argument(help="Audio files.")],
-    beam: Annotated[int, typer.Option(min=1, help="1 decodes greedily.")] = 1,
-    n_best: Annotated[int, typer.Option(min=1, help="Texts a file, of beam search.")] = 1,
-    lookahead: Annotated[int | None, typer.Option(help="Of a streaming model, in ms.")] = None,
-    streaming: Annotated[bool, typer.Option("--streaming", help="Hear files as they would come, bit by bit.")] = False,
-    chunk_ms: Annotated[
-        int | None, typer.Option(help="Audio that comes at once, in ms (default: what the lookahead needs).")
-    ] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """What a recogniser hears in audio files."""
-    _prepare(threads, quiet)
-    from diminuendo import api
-
-    found = api.transcribe(
-        model,
-        audio,
-        beam=beam,
-        n_best=n_best,
-        lookahead=lookahead,
-        streaming=streaming,
-        chunk_ms=chunk_ms,
-        device=device,
-        **({} if quiet else {"tell": cli_text.print_heard}),
-    )
-    _print({"transcripts": found}, as_json, cli_text.transcripts_text)
+# Here, as help lists commands in the order in which they are registered.
+app.command()(cli_recognisers.finetune)
+app.command()(cli_recognisers.evaluate)
+app.command()(cli_recognisers.transcribe)
 
 
 @app.command()
@@ -268,7 +138,7 @@ def pretrain(
     out: Out,
     steps: Annotated[int | None, typer.Option(help="Steps of all stages together.")] = None,
     seconds_per_batch: SecondsPerBatch = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches an optimiser step.")] = None,
+    accumulate: Accumulate = None,
     seed: Seed = None,
     precision: Precision = None,
     settings: Settings = None,
@@ -282,7 +152,7 @@ def pretrain(
     quiet: Quiet = False,
 ) -> None:
     """Train an encoder on audio alone: by HuBERT's clusters if it reads waveforms, by BEST-RQ if it reads features."""
-    _prepare(threads, quiet)
+    prepare(threads, quiet)
     from diminuendo import api
     from diminuendo.training.config import LoopConfig
 
@@ -305,8 +175,8 @@ def pretrain(
             precision=precision,
         ),
     )
-    if _is_main_process():
-        _print(result, as_json, cli_text.pretrain_dry_run_text if dry_run else cli_text.pretrain_text)
+    if is_main_process():
+        show(result, as_json, cli_text.pretrain_dry_run_text if dry_run else cli_text.pretrain_text)
 
 
 @app.command()
@@ -325,7 +195,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The whole story, offline: make a corpus, pretrain, compress to a quarter, compare, report."""
-    _prepare(threads, quiet)
+    prepare(threads, quiet)
     from dataclasses import replace
 
     from diminuendo import demo as story
@@ -345,7 +215,7 @@ def demo(
         )
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted("interrupted; the same command goes on where it was") from None
-    _print(result, as_json, lambda r: f"{story.table_text(r['table'])}\n\nmodel: {r['model']}\nreport: {r['report']}")
+    show(result, as_json, lambda r: f"{story.table_text(r['table'])}\n\nmodel: {r['model']}\nreport: {r['report']}")
 
 
 @app.command()
@@ -355,10 +225,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """One HTML file about runs: figures, layer map, curves, configuration."""
-    _prepare(None, quiet=True)
+    prepare(None, quiet=True)
     from diminuendo.report.write import write_report
 
-    _print({"report": str(write_report(runs, out))}, as_json, lambda r: r["report"])
+    show({"report": str(write_report(runs, out))}, as_json, lambda r: r["report"])
 
 
 @app.command()
@@ -371,10 +241,10 @@ def profile(
     quiet: Quiet = False,
 ) -> None:
     """What MODEL costs: parameters, MACs, bytes, latency, real-time factor, memory."""
-    _prepare(threads, quiet)
+    prepare(threads, quiet)
     from diminuendo import api
 
-    _print(api.profile(model, seconds=seconds, threads=threads, runs=runs), as_json, cli_text.profile_text)
+    show(api.profile(model, seconds=seconds, threads=threads, runs=runs), as_json, cli_text.profile_text)
 
 
 @app.command()
@@ -390,38 +260,11 @@ def sensitivity(
     quiet: Quiet = False,
 ) -> None:
     """How far MODEL's hidden states move when one axis is cut to half, for every axis."""
-    _prepare(threads, quiet)
+    prepare(threads, quiet)
     from diminuendo import api
 
     result = api.sensitivity(model, data, out, seconds=seconds, split=split, device=device, quiet=quiet)
-    _print(result, as_json, cli_text.sensitivity_text)
-
-
-def _prepare(threads: int | None, quiet: bool) -> None:
-    """Threads, and a standard error that holds only what concerns the user."""
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads must be at least 1, got {threads}")
-    warnings.filterwarnings("ignore", module="(?!diminuendo)")
-    level = logging.WARNING if quiet or not _is_main_process() else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("diminuendo").setLevel(level)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-    import transformers
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print(result: dict[str, Any], as_json: bool, text: Any) -> None:
-    print(json.dumps(result) if as_json else text(result))
+    show(result, as_json, cli_text.sensitivity_text)
 
 
 def main() -> None:

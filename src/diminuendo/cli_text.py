@@ -59,6 +59,14 @@ def finetune_text(result: dict[str, Any]) -> str:
     return f"{result['params']:,} parameters, {result['task']}, {result['tokens']:,} labels{loss}\n{result['out']}"
 
 
+def finetune_dry_run_text(result: dict[str, Any]) -> str:
+    return (
+        f"{result['params']:,} parameters, {result['task']}, {result['tokens']:,} labels\n"
+        f"about {result['estimated_seconds']:,.0f} s and {result['estimated_memory_mb']:,} MB "
+        f"({result['seconds_per_step']:.2f} s a step)"
+    )
+
+
 def evaluate_text(result: dict[str, Any]) -> str:
     if "accuracy" in result:
         accuracy, low, high = (f"{result[key]:.1%}" for key in ("accuracy", "low", "high"))

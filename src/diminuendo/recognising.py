@@ -43,14 +43,15 @@ def finetune(
     split: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
     loop: LoopConfig | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Trains a recogniser, from an encoder or from another one, into the directory `out`; returns the run's result.
 
     model: or a name in training.configurations, for an encoder with fresh weights.
-    settings: fields of FinetuneConfig, like task="ctc+rnnt" or tokens="pieces". A model that is given as an object is
-    left as it is.
+    settings: fields of FinetuneConfig, like task="ctc+rnnt" or tokens="pieces". With `dry_run` nothing is written, and
+    what the run would take is returned. A model that is given as an object is left as it is.
     """
     config = FinetuneConfig(**given(FinetuneConfig, settings))
     if isinstance(model, str) and model in CONFIGURATIONS:
@@ -59,9 +60,10 @@ def finetune(
         source = source_of(model)
         if not isinstance(model, str | Path):
             source = replace(source, model=copy.deepcopy(source.model))
-    return finetuning.finetune(
-        source, read_cuts(data, split), Path(out), config, loop=loop, resume=resume, overwrite=overwrite
-    )
+    cuts = read_cuts(data, split)
+    if dry_run:
+        return finetuning.dry_run(source, cuts, config, loop=loop)
+    return finetuning.finetune(source, cuts, Path(out), config, loop=loop, resume=resume, overwrite=overwrite)
 
 
 def _fresh(name: str, seed: int) -> Source:

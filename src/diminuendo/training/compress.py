@@ -11,7 +11,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from lhotse import CutSet
 
-from diminuendo.data.tokens import load_tokens
 from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
@@ -30,8 +29,8 @@ from diminuendo.training.device import make_accelerator
 from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
-from diminuendo.training.progress import duration_text
-from diminuendo.training.recogniser import HeardClips, LabelledClips, Pupil, has_texts, pupil_of
+from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
+from diminuendo.training.recogniser import clips_to_learn, posterior_weight_of, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.thin import thin_student
@@ -41,8 +40,6 @@ from diminuendo.training.unlearned import remove_in_rounds
 log = logging.getLogger(__name__)
 
 OFF_PROMISE = 0.15
-# Shorter runs are over before an estimate of them is.
-WORTH_ESTIMATING = 100
 
 
 @dataclass(frozen=True)
@@ -166,9 +163,9 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     source, clips = given, None
     if config.task is not None:
         pupil = pupil_of(given, cuts, config)
-        config = replace(config, posterior_weight=_posterior_weight(config, pupil, teacher))
+        config = replace(config, posterior_weight=posterior_weight_of(config, pupil, teacher))
         source = replace(given, model=pupil.model)
-        clips = _clips(cuts, pupil, config, teacher or source)
+        clips = clips_to_learn(cuts, pupil, config, teacher or source)
         cuts = clips.cuts
     elif config.method == "thin" and family_of(given.model).is_recogniser(given.model):
         raise UserError(
@@ -203,38 +200,6 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     stages = TwoStages(source, teacher, cuts, config, cost, total, clips)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
     return _Job(stages, cost, total, _identity(given, teacher, cuts, config, recipe), recipe)
-
-
-def _clips(cuts: CutSet, pupil: Pupil, config: CompressConfig, teacher: Source) -> LabelledClips | HeardClips:
-    """The clips with what they say, or where none has a text with what the teacher hears, if it has the same labels."""
-    if has_texts(cuts) or not config.posterior_weight:
-        return LabelledClips(cuts, pupil, config)
-    log.info("DATA has no texts: what the teacher hears is what is learned")
-    return HeardClips(cuts, pupil, config, teacher)
-
-
-def _posterior_weight(config: CompressConfig, pupil: Pupil, teacher: Source | None) -> float:
-    """The configuration's; None resolved. UserError for a weight where there are no posteriors to learn from."""
-    if teacher is None and pupil.new:
-        why = "MODEL's head is new and teaches nothing; give a recogniser as --teacher"
-    else:
-        model = pupil.model if teacher is None else teacher.model
-        kinds: list[Any] = [
-            (family_of(one).task_of(one), getattr(one.config, "vocab_size", 0)) for one in (pupil.model, model)
-        ]
-        if teacher is not None and kinds[0] == kinds[1]:
-            its_own = load_tokens(str(teacher.name), model.config)
-            same = (its_own.labels, its_own.blank) == (pupil.tokens.labels, pupil.tokens.blank)
-            kinds[1] = kinds[1] if same else (kinds[1][0], f"{kinds[1][1]} other")
-        if kinds[0] == kinds[1] and kinds[0][0] != "tdt":
-            return 1.0 if config.posterior_weight is None else config.posterior_weight
-        (mine, tokens), (its, its_tokens) = kinds
-        why = f"the student recognises by {mine} with {tokens} tokens, the teacher by {its} with {its_tokens}"
-    if config.posterior_weight:
-        raise UserError(
-            f"posterior_weight: {why}; expected a teacher by CTC or RNN-T with the same tokens, or leave it out"
-        )
-    return 0.0
 
 
 def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | None]) -> _Job:

@@ -1,32 +1,63 @@
 """A recogniser from an encoder, or from another recogniser, and labelled audio."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lhotse import CutSet
 
-from diminuendo.data.batching import look_at_one
+from diminuendo.data.audio import Skipped
+from diminuendo.data.batching import TrainingBatches, look_at_one
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import Model, family_of
 from diminuendo.profiling.count import count_parameters
+from diminuendo.profiling.latency import peak_memory_mb
 from diminuendo.training.card import recogniser_card
 from diminuendo.training.config import LoopConfig
+from diminuendo.training.device import make_accelerator
 from diminuendo.training.finetune_config import FinetuneConfig
-from diminuendo.training.kernels import choose_attention
-from diminuendo.training.loop import Group, Loop, Stage, carry_out
+from diminuendo.training.kernels import choose_attention, convolution_chosen
+from diminuendo.training.loop import Group, Loop, Stage, carry_out, make_optimizer
+from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
 from diminuendo.training.recogniser import LabelledClips, Pupil, pupil_of
 from diminuendo.training.recognition import RecognitionObjective, hearing_of
 from diminuendo.training.removing import Source
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.schedules import warm_up_then_decay
 
+log = logging.getLogger(__name__)
+
+# Batches, before a step is timed: clips' lengths differ, and with them what is padded.
+_LOOKED_AT = 5
 # Of transformers' training mode: whole layers that go at random, and masks from another generator than torch's.
 _OFF = ("layerdrop", "mask_time_prob", "mask_feature_prob")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A fine-tuning whose input has been checked."""
+
+    source: Source
+    pupil: Pupil
+    clips: LabelledClips
+    config: FinetuneConfig
+
+    def stage(self, model: Model, device: torch.device) -> Stage:
+        """What is trained: the pupil's model or a copy of it, with all else that is random drawn from the seed."""
+        config = self.config
+        choose_attention(model, config, device)
+        torch.manual_seed(config.seed)
+        weight = config.ctc_weight if self.pupil.ctc_beside else 0.0
+        hearing = hearing_of(config)
+        objective = RecognitionObjective(model, self.source.extractor, hearing, ctc_weight=weight).to(device)
+        return Stage("recognition", config.steps, objective, _groups(objective, config), texts=self.clips.texts)
 
 
 def finetune(
@@ -48,22 +79,17 @@ def finetune(
     """
     if source.name and Path(source.name).resolve() == out.resolve():
         raise UserError(f"--out {out} is MODEL's own directory; give another")
-    pupil = pupil_of(source, cuts, config)
-    model = pupil.model
-    clips = LabelledClips(cuts, pupil, config)
-    look_at_one(clips.cuts, config.batch_settings(crop_to_shortest=False))  # unusable audio is found before writing
+    job = _checked(source, cuts, config)
+    pupil, model = job.pupil, job.pupil.model
     run = Run(out, _identity(source, cuts, config, pupil), defaults_of(config))
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         device = trainer.accelerator.device
-        choose_attention(model, config, device)
-        torch.manual_seed(config.seed)
-        weight = config.ctc_weight if pupil.ctc_beside else 0.0
-        hearing = hearing_of(config)
-        objective = RecognitionObjective(model, source.extractor, hearing, ctc_weight=weight).to(device)
+        if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and trainer.accelerator.is_main_process:
+            log.info("%s", _sentence(_measured(job, device), config))
+        stage = job.stage(model, device)
         with _layers_stay(model):
-            stage = Stage("recognition", config.steps, objective, _groups(objective, config), texts=clips.texts)
-            skipped = trainer.run_stage(stage, clips.cuts, crop_to_shortest=False)
+            skipped = trainer.run_stage(stage, job.clips.cuts, crop_to_shortest=False)
         result = {
             "params": count_parameters(model),
             "task": pupil.task,
@@ -72,7 +98,7 @@ def finetune(
             "loss": run.last_logged("loss"),
             "steps": config.steps,
             "skipped": skipped,
-            "left_out": clips.left_out,
+            "left_out": job.clips.left_out,
             "out": str(out),
         }
 
@@ -85,6 +111,83 @@ def finetune(
         return result, write
 
     return carry_out(run, config, loop, train, resume=resume, overwrite=overwrite)
+
+
+def dry_run(source: Source, cuts: CutSet, config: FinetuneConfig, *, loop: LoopConfig | None = None) -> dict[str, Any]:
+    """From one measured step the time and memory that a fine-tuning would take; the model stays as it is.
+
+    Beside `seconds_per_step`, `estimated_seconds` and `estimated_memory_mb` there are `params`, `task`, `tokens` and
+    `left_out` as in the result, and `clips` and `clip_seconds`, of what is not left out. UserError as of `finetune`.
+    """
+    job = _checked(source, cuts, config)
+    measured = _measured(job, make_accelerator(config.precision, (loop or LoopConfig()).device).device)
+    log.info("%s", _sentence(measured, config))
+    return {
+        "params": count_parameters(job.pupil.model),
+        "task": job.pupil.task,
+        "tokens": job.pupil.tokens.size - 1,
+        "left_out": job.clips.left_out,
+        **clips_of(job.clips.cuts),
+        **measured,
+    }
+
+
+def _checked(source: Source, cuts: CutSet, config: FinetuneConfig) -> _Job:
+    pupil = pupil_of(source, cuts, config)
+    clips = LabelledClips(cuts, pupil, config)
+    look_at_one(clips.cuts, config.batch_settings(crop_to_shortest=False))  # unusable audio is found before writing
+    return _Job(source, pupil, clips, config)
+
+
+def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
+    """Times steps of a copy of the model, so that the run is the same with and without them."""
+    model = job.pupil.model
+    step = _time_a_step(job, copy.deepcopy(model), device)
+    memory = peak_memory_mb(device)
+    if model.device.type == device.type:
+        memory -= 4 * count_parameters(model) / 1e6  # the run has no copy
+    return {
+        "seconds_per_step": round(step, 4),
+        "estimated_seconds": round(step * job.config.steps, 1),
+        "estimated_memory_mb": round(memory),
+    }
+
+
+def _time_a_step(job: _Job, model: Model, device: torch.device) -> float:
+    """Seconds of an optimiser step that trains `model`, after one on the largest of a few batches, for the memory.
+
+    As at the end of a run, where input is masked if ever; of a flat start most steps are shorter.
+    """
+    config, stage = job.config, job.stage(model, device)
+    stage.module.train()
+    optimizer = make_optimizer(stage)
+    settings = config.batch_settings(crop_to_shortest=False)
+    with closing(TrainingBatches(job.clips.cuts, settings, Skipped(named=False))) as batches:
+        taken = sorted((stage.take(batches) for _ in range(_LOOKED_AT)), key=lambda one: one[0].waveforms.numel())
+    parameters = [parameter for group in stage.groups for parameter in group.parameters]
+    seconds = 0.0
+    with _layers_stay(model), convolution_chosen(stage.module):  # as in the loop
+        for batch, texts in (taken[-1], taken[_LOOKED_AT // 2]):
+            started = time.perf_counter()
+            inputs = (batch.waveforms.to(device), batch.lengths.to(device))
+            for draw in range(config.accumulate):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    scalars = stage.module(*inputs, config.steps - 1, draw, *texts)
+                (scalars["loss"] / config.accumulate).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - started
+    return seconds
+
+
+def _sentence(measured: Mapping[str, Any], config: FinetuneConfig) -> str:
+    return (
+        f"about {duration_text(measured['estimated_seconds'])} for {config.steps:,} steps, "
+        f"{measured['estimated_memory_mb']:,} MB (from one step)"
+    )
 
 
 def _groups(objective: RecognitionObjective, config: FinetuneConfig) -> list[Group]:

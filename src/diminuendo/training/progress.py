@@ -14,6 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from diminuendo.errors import UserError
 
 SECONDS_BETWEEN_LINES = 10.0
+# Steps; shorter runs are over before an estimate of them is.
+WORTH_ESTIMATING = 100
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ from diminuendo.families import Model, family_of
 from diminuendo.families.family import Task
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.recogniser import with_head
+from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.loop import Texts
 from diminuendo.training.recognition_config import RecognitionConfig
 from diminuendo.training.removing import Source
@@ -192,3 +193,38 @@ class LabelledClips:
             usable &= ~too_long_for_ctc([found.get(cut.id, []) for cut in batch.cuts], frames)
         batch = _only(batch, usable)
         return batch, [found[cut.id] for cut in batch.cuts]
+
+
+def posterior_weight_of(config: CompressConfig, pupil: Pupil, teacher: Source | None) -> float:
+    """The configuration's posterior_weight; None resolved, to 1 where there are posteriors to learn from, else 0.
+
+    teacher: None for the pupil itself as it came. UserError for a weight where there are none.
+    """
+    if teacher is None and pupil.new:
+        why = "MODEL's head is new and teaches nothing; give a recogniser as --teacher"
+    else:
+        model = pupil.model if teacher is None else teacher.model
+        kinds: list[Any] = [
+            (family_of(one).task_of(one), getattr(one.config, "vocab_size", 0)) for one in (pupil.model, model)
+        ]
+        if teacher is not None and kinds[0] == kinds[1]:
+            its_own = load_tokens(str(teacher.name), model.config)
+            same = (its_own.labels, its_own.blank) == (pupil.tokens.labels, pupil.tokens.blank)
+            kinds[1] = kinds[1] if same else (kinds[1][0], f"{kinds[1][1]} other")
+        if kinds[0] == kinds[1] and kinds[0][0] != "tdt":
+            return 1.0 if config.posterior_weight is None else config.posterior_weight
+        (mine, tokens), (its, its_tokens) = kinds
+        why = f"the student recognises by {mine} with {tokens} tokens, the teacher by {its} with {its_tokens}"
+    if config.posterior_weight:
+        raise UserError(
+            f"posterior_weight: {why}; expected a teacher by CTC or RNN-T with the same tokens, or leave it out"
+        )
+    return 0.0
+
+
+def clips_to_learn(cuts: CutSet, pupil: Pupil, config: CompressConfig, teacher: Source) -> LabelledClips | HeardClips:
+    """The clips with what they say, or where none has a text with what the teacher hears, if it has the same labels."""
+    if has_texts(cuts) or not config.posterior_weight:
+        return LabelledClips(cuts, pupil, config)
+    log.info("DATA has no texts: what the teacher hears is what is learned")
+    return HeardClips(cuts, pupil, config, teacher)
