@@ -10,11 +10,11 @@ MODES: tuple[Mode, ...] = ("full", "streaming")
 METHODS: tuple[Method, ...] = ("l0", "lowrank")
 
 KEEP = 0.25  # of the teacher's parameters, its head included
-STEPS = 3000
+STEPS = 2400
 # Of the joint run: what follows removal. Of the run that comes in two: compression, and of that what follows removal;
 # the rest is for recognition.
-AFTER_REMOVAL = 1000
-AGNOSTIC, AGNOSTIC_AFTER_REMOVAL = 1000, 300
+AFTER_REMOVAL = 800
+AGNOSTIC, AGNOSTIC_AFTER_REMOVAL = 800, 240
 
 
 @dataclass(frozen=True)
