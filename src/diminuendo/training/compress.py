@@ -17,6 +17,7 @@ from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import Model, build, build_cost_model, encoder_config, family_of
 from diminuendo.families.inputs import SAMPLING_RATE
+from diminuendo.families.transducer import is_transducer
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.profiling.latency import measure_interleaved, peak_memory_mb
 from diminuendo.pruning.budget import check_budget, smallest_cost
@@ -167,6 +168,13 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     if config.task is not None:
         pupil = pupil_of(given, cuts, config)
         config = replace(config, posterior_weight=_posterior_weight(config, pupil, teacher))
+        if config.posteriors == "path" and not (config.posterior_weight and is_transducer(pupil.model)):
+            why = (
+                f"MODEL recognises by {pupil.task}"
+                if config.posterior_weight
+                else "none are learned (posterior_weight)"
+            )
+            raise UserError(f"posteriors path: {why}; expected an RNN-T and a teacher with its labels, or leave it out")
         source = replace(given, model=pupil.model)
         clips = _clips(cuts, pupil, config, teacher or source)
         cuts = clips.cuts
