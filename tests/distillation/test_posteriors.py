@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from diminuendo.distillation.posteriors import (
+    along,
     best_path,
     collapsed_lattice,
     ctc_posteriors,
     log1mexp,
     one_best_path,
-    rows,
 )
 
 BLANK = 1
@@ -234,7 +234,7 @@ def test_along_the_path_whole_distributions_are_compared_of_its_nodes_alone() ->
     encoded, predicted = (torch.randn(2, *shape) for shape in ((4, 5, 5), (4, 4, 5)))
     student, teacher = (encoded[i][:, :, None] + predicted[i][:, None] for i in range(2))
     path = best_path(*lattice_of(teacher), FRAMES, LABELS)
-    joints = [rows(encoded[i], path.frames) + rows(predicted[i], path.columns) for i in range(2)]
+    joints = [along(logits, path) for logits in (student, teacher)]
     found = []
     for clip, node in path.valid.nonzero().tolist():
         at = (clip, path.frames[clip, node], path.columns[clip, node])

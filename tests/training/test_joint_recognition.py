@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from diminuendo import api
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import build_cost_model, family_of
+from diminuendo.families import build_cost_model, family_of, model_inputs
 from diminuendo.families.recogniser import with_head
 from diminuendo.modules.transducer import TRANSDUCER_AXES
 from diminuendo.pruning.gating import Gates, attach
@@ -174,9 +175,11 @@ def flat_objective(task: Any, *, ctc_weight: float = 0.0, **settings: Any) -> Ta
     ).train()
 
 
+CLIPS = torch.randn(2, 12_000, generator=torch.Generator().manual_seed(0)), torch.tensor([12_000, 9_000])
+
+
 def hear(objective: torch.nn.Module, step: int) -> dict[str, torch.Tensor]:
-    waveforms = torch.randn(2, 12_000, generator=torch.Generator().manual_seed(0))
-    scalars: dict[str, torch.Tensor] = objective(waveforms, torch.tensor([12_000, 9_000]), step, 0, [[1, 2], [3]])
+    scalars: dict[str, torch.Tensor] = objective(*CLIPS, step, 0, [[1, 2], [3]])
     return scalars
 
 
@@ -204,6 +207,54 @@ def test_a_flat_start_leaves_a_transducers_head_alone_but_for_its_posteriors(pos
         assert [parameter.grad is not None for parameter in head] == [seen] * len(head)
         assert all(parameter.grad is not None for parameter in taught.task.parameters())
         assert taught.unseen(step) == (() if seen else TRANSDUCER_AXES)
+
+
+def test_along_the_teachers_path_whole_distributions_are_learned() -> None:
+    taught = flat_objective("rnnt", posteriors=1.0)
+    taught.posteriors = "path"
+    assert hear(taught, 90)["posteriors"].item() == pytest.approx(0.0, abs=1e-6)
+    with torch.no_grad():
+        taught.student.joint.head.weight += 0.3 * torch.randn(taught.student.joint.head.weight.shape)
+    found = hear(taught, 90)["posteriors"]
+
+    labels, counts = recognition.padded([[1, 2], [3]], 10), torch.tensor([10, 7])
+    inputs = model_inputs(taught.extractor, *CLIPS)
+    with torch.no_grad():
+        states = family_of(taught.student).hidden_states(taught.student, inputs)[-1]
+        student, teacher = (
+            recognition.output_logits(model, states, labels).double().log_softmax(-1)
+            for model in (taught.student, taught.teacher.model)
+        )
+    assert family_of(taught.student).frame_lengths(taught.student, CLIPS[1]).equal(counts)
+    found_by_hand = []
+    for clip, (frames, text) in enumerate(((10, [1, 2]), (7, [3]))):
+        best: tuple[float, list[tuple[int, int]]] = (-torch.inf, [])
+        for emitted in combinations_with_replacement(range(frames), len(text)):
+            nodes, score = [], 0.0
+            for frame in range(frames):
+                for u in range(len(text)):
+                    if emitted[u] == frame:
+                        nodes.append((frame, u))
+                        score += float(teacher[clip, frame, u, text[u]])
+                nodes.append((frame, sum(at <= frame for at in emitted)))
+                score += float(teacher[clip][nodes[-1]][10])
+            best = max(best, (score, nodes))
+        for node in best[1]:
+            p, q = teacher[clip][node], student[clip][node]
+            found_by_hand.append(float((p.exp() * (p - q)).sum()))
+    assert len(found_by_hand) == 10 + 2 + 7 + 1
+    assert found.item() == pytest.approx(sum(found_by_hand) / 20, rel=1e-4)
+
+
+def test_a_recogniser_is_compressed_along_its_teachers_path(
+    models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for way in ("lattice", "path"):
+        compress(models["parakeet-rnnt"], corpus, tmp_path / way, tokens=None, posteriors=way, steps=2)
+        found[way] = [json.loads(line)["posteriors"] for line in (tmp_path / way / "log.jsonl").open()]
+    assert all(min(values) > 0 for values in found.values())
+    assert found["lattice"][0] != found["path"][0]
 
 
 def test_what_a_flat_start_does_not_see_the_budget_does_not_shut() -> None:
@@ -286,6 +337,10 @@ def test_labels_of_another_tokenizer_teach_nothing(models: dict[str, Path], corp
         ({"task": None, "tokens": None, "method": "thin"}, "give --task own"),
         ({"method": "thin", "keep": "macs=0.5"}, "--method thin"),
         ({"matching": "nearest"}, "matching 'nearest'"),
+        ({"posteriors": "all"}, "posteriors 'all': expected one of lattice, path"),
+        ({"posteriors": "path", "task": None}, "posteriors path: a recogniser's are learned"),
+        ({"posteriors": "path", "tokens": None}, "posteriors path: MODEL recognises by ctc; expected an RNN-T"),
+        ({"posteriors": "path"}, r"posteriors path: none are learned \(posterior_weight\)"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(

@@ -7,7 +7,7 @@ distributions of T + U nodes. What looks at the lattice takes log-probabilities 
 are Kullback-Leibler divergences KL(teacher || student) in nats, and teachers get no gradients.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diminuendo.distillation.hidden import valid_frames
+
+Posteriors = Literal["lattice", "path"]
+"""Of a transducer: all nodes of the lattice, collapsed, or those of the teacher's best alignment alone."""
 
 # A log-probability below those of all alignments, which double precision still adds others to.
 IMPOSSIBLE = -1e9
@@ -95,8 +98,7 @@ def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class Path(NamedTuple):
     """The nodes of an alignment in order, as indices of a lattice; a clip of T frames and U labels has T + U of them.
 
-    `rows(encoded, path.frames)` and `rows(predicted, path.columns)` are what a joint network reads to compute these
-    nodes only. Behind a clip's own, where `valid` is False, indices are 0.
+    Behind a clip's own, where `valid` is False, indices are 0.
     """
 
     frames: Int[Tensor, "batch nodes"]
@@ -104,9 +106,11 @@ class Path(NamedTuple):
     valid: Bool[Tensor, "batch nodes"]
 
 
-def rows(states: Float[Tensor, "batch positions dim"], indices: Int[Tensor, "batch nodes"]) -> Tensor:
-    """[batch, nodes, dim]: of each clip the states at its indices."""
-    return states[torch.arange(len(states), device=states.device)[:, None], indices]
+def along(
+    logits: Float[Tensor, "batch frames columns vocabulary"], path: Path
+) -> Float[Tensor, "batch nodes vocabulary"]:
+    """Of each clip the logits of its path's nodes."""
+    return logits[torch.arange(len(logits), device=logits.device)[:, None], path.frames, path.columns]
 
 
 @torch.no_grad()

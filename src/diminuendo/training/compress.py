@@ -30,7 +30,7 @@ from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
-from diminuendo.training.recogniser import clips_to_learn, posterior_weight_of, pupil_of
+from diminuendo.training.recogniser import check_path, clips_to_learn, posterior_weight_of, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.thin import thin_student
@@ -164,6 +164,7 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     if config.task is not None:
         pupil = pupil_of(given, cuts, config)
         config = replace(config, posterior_weight=posterior_weight_of(config, pupil, teacher))
+        check_path(config, pupil)
         source = replace(given, model=pupil.model)
         clips = clips_to_learn(cuts, pupil, config, teacher or source)
         cuts = clips.cuts

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from diminuendo.distillation.hidden import CosineForm
 from diminuendo.distillation.layer_match import Matching
+from diminuendo.distillation.posteriors import Posteriors
 from diminuendo.errors import UserError
 from diminuendo.pruning.budget import Budget, parse_budget
 from diminuendo.structure.axis import AxisKind
@@ -36,6 +37,8 @@ class CompressConfig(RecognitionConfig):
     used whole, need texts, and the loss is the sum of task_weight times the task's, hidden_weight times the hidden
     states' and posterior_weight times the posteriors' distillation, whose teacher must have MODEL's labels; None for 1
     where it has them, else 0. Where no clip has a text such a teacher's own transcripts are learned.
+    posteriors: of a transducer, those of the whole "lattice", collapsed to blank, next label and the rest, or all of
+    the vocabulary's along the teacher's best "path" alone.
     layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
     matching: which of the student's layers learn from those: "fixed", the same; "free", the nearest in every batch, in
     order; "random", one drawn from between them in every batch.
@@ -64,6 +67,7 @@ class CompressConfig(RecognitionConfig):
     task_weight: float = 1.0
     hidden_weight: float = 1.0
     posterior_weight: float | None = None
+    posteriors: Posteriors = "lattice"
     layers: tuple[int, ...] | None = None
     matching: Matching = "fixed"
     cosine: CosineForm = "one_minus"
@@ -122,6 +126,10 @@ class CompressConfig(RecognitionConfig):
             raise UserError("lookaheads: they are drawn where a recogniser learns; give --task own, or leave them out")
         if self.task is not None and self.objective == "masked_prediction":
             raise UserError("--task: the objective masked_prediction has no texts; leave one of the two out")
+        if self.posteriors not in get_args(Posteriors):
+            raise UserError(f"posteriors {self.posteriors!r}: expected one of {', '.join(get_args(Posteriors))}")
+        if self.posteriors == "path" and self.task is None:
+            raise UserError("posteriors path: a recogniser's are learned; give --task own, or leave it out")
         if self.matching not in get_args(Matching):
             raise UserError(f"matching {self.matching!r}: expected one of {', '.join(get_args(Matching))}")
         if self.cosine not in get_args(CosineForm):

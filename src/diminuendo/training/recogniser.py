@@ -18,6 +18,7 @@ from diminuendo.families import Model, family_of
 from diminuendo.families.family import Task
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.recogniser import with_head
+from diminuendo.families.transducer import is_transducer
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.loop import Texts
 from diminuendo.training.recognition_config import RecognitionConfig
@@ -220,6 +221,18 @@ def posterior_weight_of(config: CompressConfig, pupil: Pupil, teacher: Source | 
             f"posterior_weight: {why}; expected a teacher by CTC or RNN-T with the same tokens, or leave it out"
         )
     return 0.0
+
+
+def check_path(config: CompressConfig, pupil: Pupil) -> None:
+    """UserError if posteriors are to be learned along a path of a lattice, and there is none.
+
+    config: one whose posterior_weight is known.
+    """
+    if config.posteriors == "path" and not (config.posterior_weight and is_transducer(pupil.model)):
+        given = (
+            f"MODEL recognises by {pupil.task}" if config.posterior_weight else "none are learned (posterior_weight)"
+        )
+        raise UserError(f"posteriors path: {given}; expected an RNN-T and a teacher with its labels, or leave it out")
 
 
 def clips_to_learn(cuts: CutSet, pupil: Pupil, config: CompressConfig, teacher: Source) -> LabelledClips | HeardClips:

@@ -8,7 +8,14 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diminuendo.distillation.hidden import HiddenDistillation
-from diminuendo.distillation.posteriors import collapsed_lattice, ctc_posteriors
+from diminuendo.distillation.posteriors import (
+    Posteriors,
+    along,
+    best_path,
+    collapsed_lattice,
+    ctc_posteriors,
+    one_best_path,
+)
 from diminuendo.families import Model, family_of, model_inputs
 from diminuendo.families.transducer import is_transducer
 from diminuendo.modules.transducer import TRANSDUCER_AXES
@@ -94,8 +101,8 @@ class TaughtRecognition(nn.Module):
 
     Like the teacher the student stays in evaluation mode: what shrinks is compared with what does not. Both hear the
     same masked input, but a teacher with an extractor of its own, or without an embedding of masked frames, hears all.
-    The posteriors are those of CTC's frames, or of a transducer's lattice, of a teacher with the same labels; TDT has
-    none.
+    The posteriors are those of CTC's frames, or of a transducer's lattice or the teacher's best path through it
+    (`posteriors`), of a teacher with the same labels; TDT has none.
     """
 
     def __init__(
@@ -108,9 +115,11 @@ class TaughtRecognition(nn.Module):
         weights: Weights,
         *,
         ctc_weight: float = 0.0,
+        posteriors: Posteriors = "lattice",
     ) -> None:
         super().__init__()
         self.student, self.distillation, self.task = student, distillation, RecognitionLoss(student, ctc_weight)
+        self.posteriors = posteriors
         self.teacher, self.extractor, self.hearing, self.weights = teacher, extractor, hearing, weights
         if not weights.hidden:
             distillation.requires_grad_(False)
@@ -173,8 +182,12 @@ class TaughtRecognition(nn.Module):
         blank = self.task.blank
         if not is_transducer(self.student):
             return ctc_posteriors(logits, taught, counts, blank)["loss"]
-        nodes = [lattice(one, labels.ids, blank, counts, labels.lengths) for one in (logits, taught)]
-        return collapsed_lattice(nodes[0], nodes[1], counts, labels.lengths)
+        known = lattice(taught, labels.ids, blank, counts, labels.lengths)
+        if self.posteriors == "path":
+            path = best_path(*known, counts, labels.lengths)
+            return one_best_path(along(logits, path), along(taught, path), path.valid)
+        nodes = lattice(logits, labels.ids, blank, counts, labels.lengths)
+        return collapsed_lattice(nodes, known, counts, labels.lengths)
 
 
 def freeze_mask(model: Model) -> None:

@@ -85,8 +85,8 @@ class TwoStages:
         config = self.config
         weights = Weights(config.task_weight, config.hidden_weight, config.posterior_weight or 0.0)
         ctc_weight = config.ctc_weight if self.clips.pupil.ctc_beside else 0.0
-        hearing = hearing_of(config)
-        return TaughtRecognition(student, teacher, extractor, distillation, hearing, weights, ctc_weight=ctc_weight)
+        settings: dict[str, Any] = {"ctc_weight": ctc_weight, "posteriors": config.posteriors}
+        return TaughtRecognition(student, teacher, extractor, distillation, hearing_of(config), weights, **settings)
 
     @property
     def crops(self) -> bool:
