@@ -12,12 +12,19 @@ from typing import Any
 
 import torch
 
+from diminuendo.errors import UserError
+
 WAIT_SECONDS = 10.0
 Job = Callable[[], dict[str, Any]]
 
 
 def run_workers(worker: Callable[..., None], workers: int, *given: Any) -> None:
-    """`worker(*given, number)` in so many processes. Raises SystemExit as soon as one fails, which ends the others."""
+    """`worker(*given, number)` in so many processes. Raises SystemExit as soon as one fails, which ends the others.
+
+    UserError for less than one process.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}: expected at least 1")
     processes = [
         multiprocessing.get_context("spawn").Process(target=worker, args=(*given, number), daemon=True)
         for number in range(workers)

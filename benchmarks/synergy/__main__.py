@@ -13,7 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.synergy.bench import Places, lay_out, worker
+from benchmarks.synergy.bench import Places, check, lay_out, worker
+from benchmarks.synergy.cells import grid
 from benchmarks.workers import run_workers
 from diminuendo.errors import UserError
 
@@ -29,6 +30,7 @@ def main() -> None:
     places = Places(given.speech, given.work, given.results or given.work / "results")
     try:
         lay_out(places)
+        check(places, grid())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,6 +1,7 @@
 """The parts of the benchmark in one working directory: what needs what, and where it is."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ from benchmarks.synergy import make
 from benchmarks.synergy.cells import MODES, Cell, Mode, grid
 from benchmarks.words.corpus import words_of
 from benchmarks.workers import Job, quiet_worker, work_off
+from diminuendo.api import source_of
 from diminuendo.data.connected import connect
 from diminuendo.errors import UserError
+from diminuendo.training.progress import Diverged
+from diminuendo.training.run import fingerprint
 
 UTTERANCES = 24_000
 OTHERS = ("librispeech_unlabelled", "arctic", "kathleen")  # what encoders hear beside the words
@@ -74,13 +78,13 @@ def _unlabelled(manifest: Path) -> Iterator[dict[str, Any]]:
 
 
 def jobs(places: Places, chosen: list[Cell]) -> tuple[dict[str, Job], bool]:
-    """What can be made by now, and whether that is all: encoders, teachers of them, then cells."""
+    """What can be made by now, and whether that is all: encoders, teachers of them, then cells in their order."""
     found: dict[str, Job] = {"task": lambda: make.task(places.words)}
     for mode in MODES:
         found |= _references(places, mode)
-        if places.made(f"teacher-{mode}"):
-            found |= {cell.name: _cell(places, cell) for cell in chosen if cell.mode == mode}
-    return found, all(places.made(f"teacher-{mode}") for mode in MODES)
+    there = {mode for mode in MODES if places.made(f"teacher-{mode}")}
+    found |= {cell.name: _cell(places, cell) for cell in chosen if cell.mode in there}
+    return found, len(there) == len(MODES)
 
 
 def _references(places: Places, mode: Mode) -> dict[str, Job]:
@@ -92,8 +96,31 @@ def _references(places: Places, mode: Mode) -> dict[str, Job]:
 
 
 def _cell(places: Places, cell: Cell) -> Job:
+    """That a training diverges is an answer, too; other errors are none."""
     encoder, teacher = places.encoder(cell.mode), places.teacher(cell.mode)
-    return lambda: make.cell(cell, encoder, teacher, places.words, places.work / "cells" / cell.name)
+
+    def made() -> dict[str, Any]:
+        try:
+            found = make.cell(cell, encoder, teacher, places.words, places.work / "cells" / cell.name)
+        except Diverged as error:
+            logging.exception("%s failed", cell.name)
+            found = {"cell": cell.as_dict(), "settings": make.settings_of(cell), "failed": str(error)}
+        return {"teacher": fingerprint(source_of(teacher).model), **found}
+
+    return made
+
+
+def check(places: Places, chosen: list[Cell]) -> None:
+    """UserError if results are of other settings or another teacher than cells would be that are made now."""
+    for cell in chosen:
+        if not places.made(cell.name):
+            continue
+        found, path = json.loads(places.result(cell.name).read_text()), places.result(cell.name)
+        if found["settings"] != json.loads(json.dumps(make.settings_of(cell))):
+            raise UserError(f"{path} was made with other settings: remove it and its model")
+        teacher = places.teacher(cell.mode)
+        if teacher.is_dir() and found["teacher"] != fingerprint(source_of(teacher).model):
+            raise UserError(f"{path} has another teacher than {teacher}: remove it and its model")
 
 
 def worker(places: Places, number: int) -> None:

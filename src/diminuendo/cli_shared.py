@@ -33,7 +33,9 @@ Settings = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; start it if there is none.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a run left in --out.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run can reach and what it takes; write nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run takes, and what a budget can reach; write nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 

@@ -1,7 +1,6 @@
 """The grid of small recognisers, cut to micro models and a few steps."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,4 +108,4 @@ def test_differences_are_of_the_same_clips() -> None:
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="librispeech_unlabelled"):
-        bench.lay_out(replace(Places(tmp_path, tmp_path, tmp_path)))
+        bench.lay_out(Places(tmp_path, tmp_path, tmp_path))

@@ -56,14 +56,21 @@ class DistillationObjective(nn.Module):
 
     Student and teacher stay in evaluation mode also while training: in training mode transformers models mask time,
     drop layers and change batch norms' statistics, and none of that belongs into a comparison of two models.
+    norms_by_batch: of a student with fresh weights, whose batch norms know no statistics yet, these norm by the batch.
     """
 
     def __init__(
-        self, student: Model, teacher: Teacher | Model, extractor: Any, distillation: HiddenDistillation
+        self,
+        student: Model,
+        teacher: Teacher | Model,
+        extractor: Any,
+        distillation: HiddenDistillation,
+        *,
+        norms_by_batch: bool = False,
     ) -> None:
         super().__init__()
         self.student, self.distillation = student, distillation
-        self.extractor = extractor
+        self.extractor, self.norms_by_batch = extractor, norms_by_batch
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
         freeze_unused(student)
 
@@ -75,6 +82,9 @@ class DistillationObjective(nn.Module):
     def train(self, mode: bool = True) -> "DistillationObjective":
         super().train(mode)
         self.student.eval()
+        for module in self.student.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.train(mode and self.norms_by_batch)
         return self
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:

@@ -150,6 +150,7 @@ class LabelledClips:
 
     def __init__(self, cuts: CutSet, pupil: Pupil, config: RecognitionConfig) -> None:
         self.pupil, self.model, self.ctc = pupil, pupil.model, "ctc" in pupil.task
+        self.fastest = max(config.speeds)
         self.cuts, self.targets = check_texts(cuts, pupil.tokens)
         self.left_out = ""
         longest = min(config.max_seconds, config.seconds_per_batch)
@@ -179,7 +180,7 @@ class LabelledClips:
 
     def _too_short(self, cuts: Sequence[Any], targets: Targets) -> set[str]:
         found = targets.of(cuts)
-        samples = torch.tensor([round(cut.duration * SAMPLING_RATE) for cut in cuts])
+        samples = torch.tensor([int(cut.duration / self.fastest * SAMPLING_RATE) for cut in cuts])
         frames = family_of(self.model).frame_lengths(self.model, samples)
         long = too_long_for_ctc([found[cut.id] for cut in cuts], frames)
         return {cut.id for cut, is_long in zip(cuts, long.tolist(), strict=True) if is_long}

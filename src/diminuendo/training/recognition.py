@@ -99,7 +99,8 @@ class Weights:
 class TaughtRecognition(nn.Module):
     """The loss of a recogniser's task beside distillation of hidden states and of posteriors, each with its weight.
 
-    Like the teacher the student stays in evaluation mode: what shrinks is compared with what does not. Both hear the
+    Like the teacher the student stays in evaluation mode: what shrinks is compared with what does not. norms_by_batch:
+    of a student with fresh weights, whose batch norms know no statistics yet, these norm by the batch. Both hear the
     same masked input, but a teacher with an extractor of its own, or without an embedding of masked frames, hears all.
     The posteriors are those of CTC's frames, or of a transducer's lattice or the teacher's best path through it
     (`posteriors`), of a teacher with the same labels; TDT has none.
@@ -116,10 +117,11 @@ class TaughtRecognition(nn.Module):
         *,
         ctc_weight: float = 0.0,
         posteriors: Posteriors = "lattice",
+        norms_by_batch: bool = False,
     ) -> None:
         super().__init__()
         self.student, self.distillation, self.task = student, distillation, RecognitionLoss(student, ctc_weight)
-        self.posteriors = posteriors
+        self.posteriors, self.norms_by_batch = posteriors, norms_by_batch
         self.teacher, self.extractor, self.hearing, self.weights = teacher, extractor, hearing, weights
         if not weights.hidden:
             distillation.requires_grad_(False)
@@ -145,6 +147,8 @@ class TaughtRecognition(nn.Module):
         for module in self.student.modules():
             if isinstance(module, nn.LSTM):  # without dropout it is the same, and cuDNN has no gradient otherwise
                 module.train(mode)
+            if isinstance(module, nn.BatchNorm1d):
+                module.train(mode and self.norms_by_batch)
         return self
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, texts: Texts) -> Scalars:

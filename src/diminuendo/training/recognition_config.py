@@ -59,8 +59,8 @@ class RecognitionConfig(TrainingConfig):
             raise UserError(
                 f"augment_strength must lie in (0, 1], got {self.augment_strength}; for none: augment=false"
             )
-        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
-            raise UserError(f"speeds {self.speeds}: expected some from 0.5 to 2, like 0.9, 1.0 and 1.1")
+        if not isinstance(self.speeds, tuple) or not self.speeds or not all(0.5 <= one <= 2 for one in self.speeds):
+            raise UserError(f"speeds {self.speeds}: expected some from 0.5 to 2, like (0.9, 1.0, 1.1)")
         for name in ("token_count", "predictor_width", "predictor_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")

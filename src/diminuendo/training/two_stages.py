@@ -80,12 +80,13 @@ class TwoStages:
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
         teacher, extractor = Teacher(self.teacher.model, self.teacher.extractor), self.source.extractor
         distillation = self._distillation(student)
+        fresh = {"norms_by_batch": self.config.method == "thin"}
         if self.clips is None:
-            return DistillationObjective(student, teacher, extractor, distillation)
+            return DistillationObjective(student, teacher, extractor, distillation, **fresh)
         config = self.config
         weights = Weights(config.task_weight, config.hidden_weight, config.posterior_weight or 0.0)
         ctc_weight = config.ctc_weight if self.clips.pupil.ctc_beside else 0.0
-        settings: dict[str, Any] = {"ctc_weight": ctc_weight, "posteriors": config.posteriors}
+        settings: dict[str, Any] = {"ctc_weight": ctc_weight, "posteriors": config.posteriors, **fresh}
         return TaughtRecognition(student, teacher, extractor, distillation, hearing_of(config), weights, **settings)
 
     @property
