@@ -105,7 +105,7 @@ def _cell(places: Places, cell: Cell) -> Job:
         except Diverged as error:
             logging.exception("%s failed", cell.name)
             found = {"cell": cell.as_dict(), "settings": make.settings_of(cell), "failed": str(error)}
-        return {"teacher": fingerprint(source_of(teacher).model), **found}
+        return {"teacher": teacher_of(places, cell), **found}
 
     return made
 
@@ -119,8 +119,13 @@ def check(places: Places, chosen: list[Cell]) -> None:
         if found["settings"] != json.loads(json.dumps(make.settings_of(cell))):
             raise UserError(f"{path} was made with other settings: remove it and its model")
         teacher = places.teacher(cell.mode)
-        if teacher.is_dir() and found["teacher"] != fingerprint(source_of(teacher).model):
+        if teacher.is_dir() and found["teacher"] != teacher_of(places, cell):
             raise UserError(f"{path} has another teacher than {teacher}: remove it and its model")
+
+
+def teacher_of(places: Places, cell: Cell) -> str:
+    """What tells one teacher from another."""
+    return fingerprint(source_of(places.teacher(cell.mode)).model)
 
 
 def worker(places: Places, number: int) -> None:

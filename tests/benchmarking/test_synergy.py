@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import soundfile
 import torch
 from benchmarks.synergy import bench, make, table
 from benchmarks.synergy.bench import Places
-from benchmarks.synergy.cells import Cell, grid
+from benchmarks.synergy.cells import STEPS, Cell, grid
 
 from diminuendo.errors import UserError
+from diminuendo.training.progress import Diverged
 
 
 @pytest.fixture
@@ -27,9 +29,9 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr(bench, "OTHERS", ())
     monkeypatch.setattr(bench, "UTTERANCES", 12)
     cells = [
-        Cell("full", "l0", keep=0.8),
-        Cell("full", "thin", keep=0.8),
-        Cell("streaming", "l0", distilled=False, agnostic=True, keep=0.8),
+        Cell("full", "l0", keep=0.6),
+        Cell("full", "thin", keep=0.6),
+        Cell("streaming", "l0", distilled=False, agnostic=True, keep=0.6),
     ]
     monkeypatch.setattr(bench, "grid", lambda: cells)
     monkeypatch.setattr(table, "grid", lambda: cells)
@@ -89,10 +91,45 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-def test_cells_have_names_of_their_own_and_steps_of_both_orders_are_equal() -> None:
+def test_cells_have_names_of_their_own_and_as_many_steps_and_seconds_a_step() -> None:
     names = [cell.name for cell in grid()]
     assert len(set(names)) == len(names)
-    assert not any(cell.method == "thin" and cell.agnostic for cell in grid())
+    for cell in grid():
+        settings = make.settings_of(cell)
+        runs = [settings["compression"], settings["recognition"]] if cell.agnostic else [settings]
+        assert sum(run["steps"] + run.get("distil_steps", 0) for run in runs) == STEPS
+        assert {run["seconds_per_batch"] for run in runs} == {make.RECOGNITION["seconds_per_batch"]}
+        assert {run["seed"] for run in runs} == {cell.run_seed}
+
+
+def test_results_of_other_settings_or_another_teacher_are_refused(tmp_path: Path) -> None:
+    places, cell = Places(tmp_path, tmp_path, tmp_path), Cell("full", "l0")
+    found = {"settings": make.settings_of(cell), "teacher": "one"}
+    places.result(cell.name).write_text(json.dumps(found))
+    bench.check(places, grid())
+    places.result(cell.name).write_text(json.dumps(found | {"settings": found["settings"] | {"steps": 1}}))
+    with pytest.raises(UserError, match="other settings"):
+        bench.check(places, grid())
+
+
+def test_a_cell_that_diverges_is_an_answer_and_other_errors_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: Exception) -> None:
+        def made(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(make, "cell", made)
+
+    places, cell = Places(tmp_path, tmp_path, tmp_path), Cell("full", "l0")
+    monkeypatch.setattr(bench, "teacher_of", lambda *_: "one")
+    places.result("teacher-full").write_text("{}")
+    jobs, _ = bench.jobs(places, [cell])
+    fail(Diverged("not finite"))
+    assert jobs[cell.name]()["failed"] == "not finite"
+    fail(RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        jobs[cell.name]()
 
 
 def test_differences_are_of_the_same_clips() -> None:

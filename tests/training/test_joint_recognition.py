@@ -159,6 +159,21 @@ def test_what_is_distilled_of_identical_recognisers_is_nothing(family: str, task
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("method", "by_batch"), [("thin", True), ("l0", False)])
+@pytest.mark.parametrize("task", ["rnnt", None])
+def test_batch_norms_learn_statistics_where_weights_are_fresh_and_keep_them_where_they_shrink(
+    models: dict[str, Path], corpus: Path, tmp_path: Path, method: str, by_batch: bool, task: str | None
+) -> None:
+    few = {"steps": 4, "distil_steps": 0, "seconds_per_batch": 6.0, "loop": QUIET}
+    settings = few if task is None else SETTINGS | few | {"task": task, "distil_steps": 0}
+    model = api.compress(
+        models["parakeet"], corpus, tmp_path / "small", keep={"params": 0.9}, method=method, **settings
+    )
+    means = [module.running_mean for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    assert means
+    assert all(bool(mean.any()) == by_batch for mean in means)
+
+
 def flat_objective(task: Any, *, ctc_weight: float = 0.0, **settings: Any) -> TaughtRecognition:
     """A flat start of 90 steps: whole in the first 60."""
     model = with_head(tiny_model("parakeet", "encoder"), task, 10, width=24)
