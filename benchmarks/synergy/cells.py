@@ -23,20 +23,23 @@ class Cell:
 
     mode: whether it hears whole clips or streams. method: what is removed, or "thin" for a student of fresh weights,
     which is never `agnostic`. distilled: whether there is a teacher. agnostic: whether the encoder is compressed before
-    anyone learns to recognise, and not at the same time.
+    anyone learns to recognise, and not at the same time; then the teacher is the pretrained encoder, else the
+    uncompressed recogniser, or with `by_encoder` the encoder, too: what is left then is what the order alone gives.
     """
 
     mode: Mode
     method: Method
     distilled: bool = True
     agnostic: bool = False
+    by_encoder: bool = False
     keep: float = KEEP
     seed: int = 0
 
     @property
     def name(self) -> str:
         parts = [self.mode, self.method, "agnostic" if self.agnostic else "joint"]
-        parts += ["distilled" if self.distilled else "alone", f"{self.keep:g}", f"seed-{self.seed}"]
+        parts += ["distilled" if self.distilled else "alone"] + ["by-encoder"] * self.by_encoder
+        parts += [f"{self.keep:g}", f"seed-{self.seed}"]
         return "_".join(parts)
 
     @property
@@ -62,6 +65,7 @@ def grid() -> list[Cell]:
             *(Cell(mode, method, distilled=False, agnostic=True) for method in METHODS),
         )
     ]
+    controls = [Cell(mode, method, by_encoder=True) for mode in MODES for method in METHODS]
     both = [
         Cell(mode, "l0+lowrank", distilled, agnostic)
         for mode in MODES
@@ -80,4 +84,4 @@ def grid() -> list[Cell]:
         for keep in (0.5, 0.125)
         for cell in (Cell("full", "l0"), Cell("full", "lowrank"), Cell("full", "thin"), Cell("full", "thin", False))
     ]
-    return [*first, *both, *sizes, *seeds, *thin]
+    return [*first, *controls, *both, *sizes, *seeds, *thin]

@@ -128,7 +128,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
 
 
 def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
-    """In one run; a teacher's hidden states and posteriors are the uncompressed recogniser's."""
+    """In one run, by the uncompressed recogniser's hidden states and posteriors, or by the encoder's hidden states."""
     recipe = "distil-only" if cell.method == "thin" else "joint-" + cell.method.replace("+", "-")
     settings = settings_of(cell)
     result = compress_to_result(
@@ -136,7 +136,7 @@ def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -
         words,
         out / "model",
         recipe=recipe,
-        teacher=str(taught_by) if cell.distilled else None,
+        teacher=str(taught_by) if cell.distilled and not cell.by_encoder else None,
         keep={"params": cell.keep},
         resume=True,
         loop=QUIET,

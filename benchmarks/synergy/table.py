@@ -5,7 +5,10 @@
 
 As Markdown, for recognisers of whole clips and for streaming ones: word errors on clips of speakers that nothing was
 trained on, with 95 % bootstrap intervals over clips and over speakers; then how many more errors one has than another
-on the same clips. Of several seeds, the means. What the grid has and the results have not is named.
+on the same clips. Intervals are of these models for other clips or speakers, not for other trainings; of several seeds,
+which are counted, means are given. CPU minutes are without those of the teacher and of pretraining. Where recognition
+follows compression, what is distilled are the pretrained encoder's states, which knows no text; else the teacher's.
+What the grid has and the results have not is named.
 """
 
 import argparse
@@ -52,6 +55,7 @@ class Results:
 def read(folder: Path) -> Results:
     """What a folder has; nothing of one without results."""
     rows = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    rows = {name: row for name, row in rows.items() if "failed" not in row}
     task, latency = rows.pop("task", {"words": [], "speakers": []}), rows.pop("latency", {"p50_ms": {}})
     return Results(rows, torch.tensor(task["words"], dtype=torch.float64), task["speakers"], latency["p50_ms"])
 
@@ -60,7 +64,8 @@ def label(cell: Cell) -> str:
     if cell.method == "thin":
         return "thin student, distilled" if cell.distilled else "thin student, trained directly"
     how = ", then recognition" if cell.agnostic else " and recognition together"
-    return f"{NAMES[cell.method]}{', distillation' if cell.distilled else ''}{how}"
+    taught = ", distillation" + (" from the encoder" if cell.by_encoder else "") if cell.distilled else ""
+    return f"{NAMES[cell.method]}{taught}{how}"
 
 
 def seeds(found: Results, cell: Cell) -> list[str]:
@@ -159,6 +164,7 @@ def questions(mode: Mode) -> list[tuple[str, Cell, Cell]]:
         found += [
             (f"{name}: together without distillation", joint, replace(joint, distilled=False)),
             (f"{name}: compressed, then recognition", joint, replace(joint, agnostic=True)),
+            (f"{name}: together, taught by the encoder", joint, replace(joint, by_encoder=True)),
             (f"{name}: the same without distillation", joint, replace(joint, agnostic=True, distilled=False)),
             (f"{name}: distillation alone, into a thin student", joint, replace(joint, method="thin")),
             (f"{name}: the thin student trained directly", joint, replace(joint, method="thin", distilled=False)),
