@@ -1,5 +1,6 @@
 """Processes that share a list of jobs: each does what no other is doing, until all is done."""
 
+import argparse
 import fcntl
 import logging
 import multiprocessing
@@ -12,19 +13,19 @@ from typing import Any
 
 import torch
 
-from diminuendo.errors import UserError
-
 WAIT_SECONDS = 10.0
 Job = Callable[[], dict[str, Any]]
 
 
-def run_workers(worker: Callable[..., None], workers: int, *given: Any) -> None:
-    """`worker(*given, number)` in so many processes. Raises SystemExit as soon as one fails, which ends the others.
+def number_of_workers(text: str) -> int:
+    """Of a command line; argparse names the flag and exits with 2."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number, at least 1; got {text}")
+    return int(text)
 
-    UserError for less than one process.
-    """
-    if workers < 1:
-        raise UserError(f"--workers {workers}: expected at least 1")
+
+def run_workers(worker: Callable[..., None], workers: int, *given: Any) -> None:
+    """`worker(*given, number)` in so many processes. Raises SystemExit as soon as one fails, which ends the others."""
     processes = [
         multiprocessing.get_context("spawn").Process(target=worker, args=(*given, number), daemon=True)
         for number in range(workers)

@@ -18,7 +18,7 @@ import torch
 from benchmarks.encoder import pretraining
 from benchmarks.encoder.bench import Bench, Places, worker
 from benchmarks.encoder.corpus import prepare, training_manifest
-from benchmarks.workers import run_workers
+from benchmarks.workers import number_of_workers, run_workers
 from diminuendo.errors import UserError
 
 
@@ -30,7 +30,9 @@ def main() -> None:
         "--teacher", type=Path, help="one that pretraining.py made; default: WORK/teacher, made where it is not"
     )
     parser.add_argument("--results", type=Path, help="where results go, and those to go on from; default: WORK/results")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
+    parser.add_argument(
+        "--workers", type=number_of_workers, default=os.cpu_count() or 1, help="processes of one thread each"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else workers would outlive a kill, for hours

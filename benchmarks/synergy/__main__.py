@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.synergy.bench import Places, check, lay_out, worker
 from benchmarks.synergy.cells import grid
-from benchmarks.workers import run_workers
+from benchmarks.workers import number_of_workers, run_workers
 from diminuendo.errors import UserError
 
 
@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("speech", type=Path, help="folders with a manifest.jsonl each; see benchmarks/words/corpus.py")
     parser.add_argument("--work", type=Path, required=True, help="where audio and models go")
     parser.add_argument("--results", type=Path, help="where results go, and those to go on from; default: WORK/results")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
+    parser.add_argument(
+        "--workers", type=number_of_workers, default=os.cpu_count() or 1, help="processes of one thread each"
+    )
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else workers would outlive a kill, for hours
     places = Places(given.speech, given.work, given.results or given.work / "results")

@@ -112,6 +112,7 @@ def _cell(places: Places, cell: Cell) -> Job:
 
 def check(places: Places, chosen: list[Cell]) -> None:
     """UserError if results are of other settings or another teacher than cells would be that are made now."""
+    teachers: dict[Mode, str] = {}
     for cell in chosen:
         if not places.made(cell.name):
             continue
@@ -119,7 +120,9 @@ def check(places: Places, chosen: list[Cell]) -> None:
         if found["settings"] != json.loads(json.dumps(make.settings_of(cell))):
             raise UserError(f"{path} was made with other settings: remove it and its model")
         teacher = places.teacher(cell.mode)
-        if teacher.is_dir() and found["teacher"] != teacher_of(places, cell):
+        if cell.mode not in teachers and teacher.is_dir():
+            teachers[cell.mode] = teacher_of(places, cell)
+        if found["teacher"] != teachers.get(cell.mode, found["teacher"]):
             raise UserError(f"{path} has another teacher than {teacher}: remove it and its model")
 
 

@@ -1,5 +1,6 @@
 """The grid of small recognisers, cut to micro models and a few steps."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from benchmarks.synergy import bench, make, table
 from benchmarks.synergy.bench import Places
 from benchmarks.synergy.cells import STEPS, Cell, grid
+from benchmarks.workers import number_of_workers
 
 from diminuendo.errors import UserError
 from diminuendo.training.progress import Diverged
@@ -102,11 +104,17 @@ def test_cells_have_names_of_their_own_and_as_many_steps_and_seconds_a_step() ->
         assert {run["seed"] for run in runs} == {cell.run_seed}
 
 
-def test_results_of_other_settings_or_another_teacher_are_refused(tmp_path: Path) -> None:
+def test_results_of_other_settings_or_another_teacher_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places, cell = Places(tmp_path, tmp_path, tmp_path), Cell("full", "l0")
     found = {"settings": make.settings_of(cell), "teacher": "one"}
     places.result(cell.name).write_text(json.dumps(found))
     bench.check(places, grid())
+    places.teacher("full").mkdir()
+    monkeypatch.setattr(bench, "teacher_of", lambda *_: "two")
+    with pytest.raises(UserError, match="another teacher"):
+        bench.check(places, grid())
     places.result(cell.name).write_text(json.dumps(found | {"settings": found["settings"] | {"steps": 1}}))
     with pytest.raises(UserError, match="other settings"):
         bench.check(places, grid())
@@ -146,3 +154,9 @@ def test_differences_are_of_the_same_clips() -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="librispeech_unlabelled"):
         bench.lay_out(Places(tmp_path, tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_less_than_one_worker_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1; got {text}"):
+        number_of_workers(text)
