@@ -105,7 +105,7 @@ def _cell(places: Places, cell: Cell) -> Job:
         except Diverged as error:
             logging.exception("%s failed", cell.name)
             found = {"cell": cell.as_dict(), "settings": make.settings_of(cell), "failed": str(error)}
-        return {"teacher": teacher_of(places, cell), **found}
+        return {**({"teacher": teacher_of(places, cell)} if cell.taught else {}), **found}
 
     return made
 
@@ -122,7 +122,7 @@ def check(places: Places, chosen: list[Cell]) -> None:
         teacher = places.teacher(cell.mode)
         if cell.mode not in teachers and teacher.is_dir():
             teachers[cell.mode] = teacher_of(places, cell)
-        if found["teacher"] != teachers.get(cell.mode, found["teacher"]):
+        if cell.taught and found["teacher"] != teachers.get(cell.mode, found["teacher"]):
             raise UserError(f"{path} has another teacher than {teacher}: remove it and its model")
 
 

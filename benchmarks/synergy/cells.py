@@ -13,8 +13,8 @@ KEEP = 0.25  # of the teacher's parameters, its head included
 STEPS = 2400
 # Of the joint run: what follows removal. Of the run that comes in two: compression, and of that what follows removal;
 # the rest is for recognition.
-AFTER_REMOVAL = 800
-AGNOSTIC, AGNOSTIC_AFTER_REMOVAL = 800, 240
+AFTER_REMOVAL = 1200
+AGNOSTIC, AGNOSTIC_AFTER_REMOVAL = 800, 400
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Cell:
         return "_".join(parts)
 
     @property
+    def taught(self) -> bool:
+        """Whether the uncompressed recogniser teaches it."""
+        return self.distilled and not self.agnostic and not self.by_encoder
+
+    @property
     def run_seed(self) -> int:
         """Of the run. A stage draws from its run's seed plus its number, so neighbours would share theirs."""
         return 10 * (self.seed + 1)
@@ -53,18 +58,13 @@ class Cell:
 
 def grid() -> list[Cell]:
     """All cells, the most telling first: what is unfinished already tells something."""
-    first = [
-        cell
-        for mode in MODES
-        for cell in (
-            *(Cell(mode, method) for method in METHODS),
-            Cell(mode, "thin"),
-            *(Cell(mode, method, distilled=False) for method in METHODS),
-            *(Cell(mode, method, agnostic=True) for method in METHODS),
-            Cell(mode, "thin", distilled=False),
-            *(Cell(mode, method, distilled=False, agnostic=True) for method in METHODS),
-        )
+    alone: dict[str, Any] = {"distilled": False}
+    kinds: list[dict[str, Any]] = [
+        *({"method": method} for method in (*METHODS, "thin")),
+        *({"method": method} | alone for method in (*METHODS, "thin")),
+        *({"method": method, "agnostic": True} | beside for beside in ({}, alone) for method in METHODS),
     ]
+    first = [Cell(mode, **kind) for kind in kinds for mode in MODES]
     controls = [Cell(mode, method, by_encoder=True) for mode in MODES for method in METHODS]
     both = [
         Cell(mode, "l0+lowrank", distilled, agnostic)
@@ -84,4 +84,4 @@ def grid() -> list[Cell]:
         for keep in (0.5, 0.125)
         for cell in (Cell("full", "l0"), Cell("full", "lowrank"), Cell("full", "thin"), Cell("full", "thin", False))
     ]
-    return [*first, *controls, *both, *sizes, *seeds, *thin]
+    return [*first, *both, *controls, *sizes, *seeds, *thin]

@@ -19,6 +19,7 @@ from diminuendo.export.huggingface import save
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.finetune_config import FinetuneConfig
+from diminuendo.training.recognition_config import RecognitionTask
 
 CONFIGURATION = {"full": "tiny-parakeet", "streaming": "tiny-nemotron"}
 LOOKAHEADS = (0, 1, 6, 13)  # frames of 80 ms
@@ -52,10 +53,15 @@ FINISHED: dict[str, Any] = {
     "learning_rate": 5e-4,
     "head_learning_rate": 5e-4,
 }
-FINISHING = {"full": 1, "streaming": 2}  # runs; with one the streaming teacher has 10.6 % WER, more than we asked for
+# The tasks of the later runs. A run begins its CTC head beside anew, at a loss of 31 a label: the last ones have none.
+FINISHING: dict[Mode, tuple[RecognitionTask, ...]] = {
+    "full": ("ctc+rnnt",),
+    "streaming": ("ctc+rnnt", "ctc+rnnt", "rnnt", "rnnt"),
+}
 # Of a run to recognition: so long frames are learned before texts are.
 FLAT_START, AUGMENT_FROM = 0.2, 0.4
-LATER_RATE = 5e-4  # after removal
+# After removal the rate rises to the same height again: what is left has half of the steps, and much to learn.
+AFTERWARDS: dict[str, Any] = {"distil_learning_rate": RECOGNITION["learning_rate"], "distil_warm_up": 0.1}
 QUIET = LoopConfig(device="cpu", quiet=True)
 
 
@@ -76,9 +82,9 @@ def teacher(mode: Mode, encoder: Path, words: Path, out: Path) -> dict[str, Any]
     is the one with the fewest word errors on dev.
     """
     runs = {out.with_name(f"{out.name}-begun"): RECOGNITION | heard(mode) | TEACHER}
-    for number in range(FINISHING[mode]):
+    for number, task in enumerate(FINISHING[mode]):
         path = out.with_name(f"{out.name}-finished" + (f"-{number + 1}" if number else ""))
-        runs[path] = RECOGNITION | heard(mode) | {"tokens": None} | FINISHED | {"seed": number}
+        runs[path] = RECOGNITION | heard(mode) | {"tokens": None} | FINISHED | {"task": task, "seed": number}
     results, before = [], encoder
     for path, settings in runs.items():
         results.append(finetune(str(before), words, path, resume=True, loop=QUIET, **settings))
@@ -120,17 +126,14 @@ def settings_of(cell: Cell) -> dict[str, Any]:
             "seed": cell.run_seed,
             "steps": AGNOSTIC - AGNOSTIC_AFTER_REMOVAL,
             "distil_steps": AGNOSTIC_AFTER_REMOVAL,
-            "distil_learning_rate": LATER_RATE,
+            **AFTERWARDS,
             "objective": "distillation" if cell.distilled else "masked_prediction",
             "crop_to_shortest": False,
             "max_seconds": FinetuneConfig.max_seconds,
         }
         return {"compression": compression, "recognition": recognition | {"steps": STEPS - AGNOSTIC}}
-    # Of a thin student nothing is removed, so all steps are of one stage, whose rate is the whole one.
-    later = RECOGNITION["learning_rate"] if cell.method == "thin" else LATER_RATE
     weights = {} if cell.distilled else {"hidden_weight": 0.0, "posterior_weight": 0.0}
-    steps = {"steps": STEPS - AFTER_REMOVAL, "distil_steps": AFTER_REMOVAL, "distil_learning_rate": later}
-    return recognition | weights | steps
+    return recognition | weights | AFTERWARDS | {"steps": STEPS - AFTER_REMOVAL, "distil_steps": AFTER_REMOVAL}
 
 
 def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -
         words,
         out / "model",
         recipe=recipe,
-        teacher=str(taught_by) if cell.distilled and not cell.by_encoder else None,
+        teacher=str(taught_by) if cell.taught else None,
         keep={"params": cell.keep},
         resume=True,
         loop=QUIET,

@@ -237,3 +237,9 @@ def test_a_teacher_hears_its_input_by_its_own_extractor() -> None:
 def test_short_runs_get_gates_that_can_close() -> None:
     assert CompressConfig(steps=40).gate_rate * 40 > 20
     assert CompressConfig(steps=50_000).gate_rate == 0.02
+
+
+def test_a_task_gets_multipliers_that_can_outbid_its_loss() -> None:
+    assert CompressConfig(steps=1600).multiplier_rate == 10 / 1600
+    assert CompressConfig(steps=1600, task="own").multiplier_rate == 160 / 1600
+    assert CompressConfig(steps=1600, task="own", multiplier_learning_rate=0.02).multiplier_rate == 0.02

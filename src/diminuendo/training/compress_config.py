@@ -45,7 +45,7 @@ class CompressConfig(RecognitionConfig):
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
-    for 10 / steps.
+    for 10 / steps, or with a task 160 / steps.
     warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start; those of
     feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has 0.5). two_sided: the published penalty, which
     also opens gates where too many are shut.
@@ -197,5 +197,8 @@ class CompressConfig(RecognitionConfig):
     @property
     def multiplier_rate(self) -> float:
         # Over the target's ramp a multiplier can rise to 5. Faster ones wind up while gates still travel, shut too
-        # many, and bring them back all together (docs/LOG.md).
-        return 10.0 / self.steps if self.multiplier_learning_rate is None else self.multiplier_learning_rate
+        # many, and bring them back all together. A task's loss, of texts and posteriors, holds gates open at prices up
+        # to 30, where slow ones leave half too much to be cut at removal (docs/LOG.md).
+        if self.multiplier_learning_rate is not None:
+            return self.multiplier_learning_rate
+        return (10.0 if self.task is None else 160.0) / self.steps

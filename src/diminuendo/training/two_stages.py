@@ -211,7 +211,7 @@ class TwoStages:
         if expected - kept > OFF_BUDGET:
             log.warning(
                 "the gates would keep %.3f, the selection keeps %.3f, so it removes what is open: more steps, or a "
-                "higher gate_learning_rate, would let them close",
+                "higher gate_learning_rate or multiplier_learning_rate, would let them close",
                 expected,
                 kept,
             )
