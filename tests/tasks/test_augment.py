@@ -10,9 +10,9 @@ from diminuendo.tasks.augment import (
     TIME_MASKS,
     TIME_SHARE,
     augmented,
-    generator_of,
     masked_features,
 )
+from diminuendo.tasks.selfsupervised import generator_of
 from tiny import tiny_model
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,12 +12,6 @@ from diminuendo.tasks.selfsupervised import span_mask
 BAND_MASKS, BAND_SHARE = 2, 27 / 80  # of the bands, at most, each
 TIME_MASKS, TIME_SHARE = 10, 0.05  # of a clip, at most, each: as in the published recipes of FastConformers
 STATES_MASKED, STATES_SPAN = 0.15, 5  # of frames of 20 ms
-
-
-def generator_of(seed: int, draw: int) -> torch.Generator:
-    """What a batch's masks are drawn from: they depend on nothing else."""
-    # Torch's generator on the CPU takes 32 bits of a seed: mix, do not shift.
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, draw)).generate_state(1)[0]))
 
 
 def takes_masks(model: Model) -> bool:

@@ -20,8 +20,9 @@ from diminuendo.families import Model, family_of, model_inputs
 from diminuendo.families.transducer import is_transducer
 from diminuendo.modules.transducer import TRANSDUCER_AXES
 from diminuendo.structure.axis import Axis, Slice
-from diminuendo.tasks.augment import augmented, generator_of
+from diminuendo.tasks.augment import augmented
 from diminuendo.tasks.recognition import Labels, RecognitionLoss, Scalars, output_logits, padded
+from diminuendo.tasks.selfsupervised import generator_of
 from diminuendo.tasks.transducer_loss import lattice
 from diminuendo.training.loop import Texts
 from diminuendo.training.objective import Teacher
