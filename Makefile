@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency bench-rnnt bench-synergy clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency bench-rnnt bench-synergy bench-conformer clean
 
 env: $(STAMP)
 
@@ -88,6 +88,13 @@ bench-synergy: env
 	$(BIN)/python -m benchmarks.synergy $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS)
 	$(BIN)/python -m benchmarks.synergy.table --results $(WORK)/synergy/results --latency $(WORK)/synergy \
 	  --plot $(WORK)/synergy.png
+
+# make bench-conformer SPEECH=folder [WORK=bench]: half of conformer recognisers, L0 beside its baselines; hours, resumable
+# Goes on from the words and the Parakeet teacher of bench-synergy, and makes them where they are not there yet.
+bench-conformer: env
+	@test -n "$(SPEECH)" || { echo "make bench-conformer SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.conformer $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.conformer.table --results $(WORK)/synergy/conformer-results --latency $(WORK)/synergy
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

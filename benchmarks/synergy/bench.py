@@ -1,22 +1,19 @@
 """The parts of the benchmark in one working directory: what needs what, and where it is."""
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recognisers import check_result, model_fingerprint, task, unless_diverged
 from benchmarks.record import record
 from benchmarks.synergy import make
 from benchmarks.synergy.cells import MODES, Cell, Mode, grid
 from benchmarks.words.corpus import words_of
 from benchmarks.workers import Job, quiet_worker, work_off
-from diminuendo.api import source_of
 from diminuendo.data.connected import connect
 from diminuendo.errors import UserError
-from diminuendo.training.progress import Diverged
-from diminuendo.training.run import fingerprint
 
 UTTERANCES = 24_000
 OTHERS = ("librispeech_unlabelled", "arctic", "kathleen")  # what encoders hear beside the words
@@ -79,7 +76,7 @@ def _unlabelled(manifest: Path) -> Iterator[dict[str, Any]]:
 
 def jobs(places: Places, chosen: list[Cell]) -> tuple[dict[str, Job], bool]:
     """What can be made by now, and whether that is all: encoders, teachers of them, then cells in their order."""
-    found: dict[str, Job] = {"task": lambda: make.task(places.words)}
+    found: dict[str, Job] = {"task": lambda: task(places.words)}
     for mode in MODES:
         found |= _references(places, mode)
     there = {mode for mode in MODES if places.made(f"teacher-{mode}")}
@@ -96,16 +93,15 @@ def _references(places: Places, mode: Mode) -> dict[str, Job]:
 
 
 def _cell(places: Places, cell: Cell) -> Job:
-    """That a training diverges is an answer, too; other errors are none."""
     encoder, teacher = places.encoder(cell.mode), places.teacher(cell.mode)
+    otherwise = {"cell": cell.as_dict(), "settings": make.settings_of(cell)}
+
+    def trained() -> dict[str, Any]:
+        return make.cell(cell, encoder, teacher, places.words, places.work / "cells" / cell.name)
 
     def made() -> dict[str, Any]:
-        try:
-            found = make.cell(cell, encoder, teacher, places.words, places.work / "cells" / cell.name)
-        except Diverged as error:
-            logging.exception("%s failed", cell.name)
-            found = {"cell": cell.as_dict(), "settings": make.settings_of(cell), "failed": str(error)}
-        return {**({"teacher": teacher_of(places, cell)} if cell.taught else {}), **found}
+        taught_by = {"teacher": model_fingerprint(teacher)} if cell.taught else {}
+        return {**taught_by, **unless_diverged(cell.name, trained, otherwise)}
 
     return made
 
@@ -114,21 +110,12 @@ def check(places: Places, chosen: list[Cell]) -> None:
     """UserError if results are of other settings or another teacher than cells would be that are made now."""
     teachers: dict[Mode, str] = {}
     for cell in chosen:
-        if not places.made(cell.name):
-            continue
-        found, path = json.loads(places.result(cell.name).read_text()), places.result(cell.name)
-        if found["settings"] != json.loads(json.dumps(make.settings_of(cell))):
-            raise UserError(f"{path} was made with other settings: remove it and its model")
-        teacher = places.teacher(cell.mode)
-        if cell.mode not in teachers and teacher.is_dir():
-            teachers[cell.mode] = teacher_of(places, cell)
-        if cell.taught and found["teacher"] != teachers.get(cell.mode, found["teacher"]):
-            raise UserError(f"{path} has another teacher than {teacher}: remove it and its model")
-
-
-def teacher_of(places: Places, cell: Cell) -> str:
-    """What tells one teacher from another."""
-    return fingerprint(source_of(places.teacher(cell.mode)).model)
+        if places.made(cell.name):
+            teacher = places.teacher(cell.mode)
+            if cell.taught and cell.mode not in teachers and teacher.is_dir():
+                teachers[cell.mode] = model_fingerprint(teacher)
+            known = teachers.get(cell.mode) if cell.taught else None
+            check_result(places.result(cell.name), make.settings_of(cell), teacher, known)
 
 
 def worker(places: Places, number: int) -> None:

@@ -1,23 +1,12 @@
 """How the encoders, the teachers and the cells are made, and what is measured of them."""
 
-import json
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from kaldialign import edit_distance
-
+from benchmarks.recognisers import QUIET, best_of_runs, errors_of, sizes, spent, told
 from benchmarks.synergy.cells import AFTER_REMOVAL, AGNOSTIC, AGNOSTIC_AFTER_REMOVAL, STEPS, Cell, Mode
 from diminuendo.api import compress_to_result, finetune, pretrain, source_of
-from diminuendo.data.manifest import read_cuts
-from diminuendo.data.tokens import load_tokens
-from diminuendo.evaluation.recognition import recognition_errors
-from diminuendo.evaluation.transcripts import Decoding, Recogniser
-from diminuendo.export.huggingface import save
-from diminuendo.profiling.count import count_macs_per_second, count_parameters
-from diminuendo.training.config import LoopConfig
+from diminuendo.profiling.count import count_parameters
 from diminuendo.training.finetune_config import FinetuneConfig
 from diminuendo.training.recognition_config import RecognitionTask
 
@@ -62,7 +51,6 @@ FINISHING: dict[Mode, tuple[RecognitionTask, ...]] = {
 FLAT_START, AUGMENT_FROM = 0.2, 0.4
 # After removal the rate rises to the same height again: what is left has half of the steps, and much to learn.
 AFTERWARDS: dict[str, Any] = {"distil_learning_rate": RECOGNITION["learning_rate"], "distil_warm_up": 0.1}
-QUIET = LoopConfig(device="cpu", quiet=True)
 
 
 def heard(mode: Mode) -> dict[str, Any]:
@@ -76,39 +64,12 @@ def pretrained(mode: Mode, unlabelled: Path, out: Path) -> dict[str, Any]:
 
 
 def teacher(mode: Mode, encoder: Path, words: Path, out: Path) -> dict[str, Any]:
-    """The uncompressed recogniser: the encoder, and a head on it, as long as it takes.
-
-    Of what the runs give, each from the one before, and the average of all (Wortsman et al. 2022, arXiv 2203.05482), it
-    is the one with the fewest word errors on dev.
-    """
+    """The uncompressed recogniser: the encoder, and a head on it, as long as it takes."""
     runs = {out.with_name(f"{out.name}-begun"): RECOGNITION | heard(mode) | TEACHER}
     for number, task in enumerate(FINISHING[mode]):
         path = out.with_name(f"{out.name}-finished" + (f"-{number + 1}" if number else ""))
         runs[path] = RECOGNITION | heard(mode) | {"tokens": None} | FINISHED | {"task": task, "seed": number}
-    results, before = [], encoder
-    for path, settings in runs.items():
-        results.append(finetune(str(before), words, path, resume=True, loop=QUIET, **settings))
-        before = path
-    average = out.with_name(f"{out.name}-average")
-    save_average(list(runs), average)
-    dev = {path.name: errors_of(path, words, "dev", None)[0]["wer"] for path in (*runs, average)}
-    chosen = min(dev, key=lambda name: dev[name])
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(out.with_name(chosen), out)
-    choice = {"settings": {path.name: settings for path, settings in runs.items()}, "dev_wer": dev, "chosen": chosen}
-    return {**choice, **spent(*results), **measured(mode, out, words)}
-
-
-def save_average(models: Sequence[Path], out: Path) -> None:
-    """The mean of the weights of several models, as one of their kind."""
-    first, states = source_of(models[0]), [source_of(path).model.state_dict() for path in models]
-    mean = {
-        key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
-        for key, value in states[0].items()
-    }
-    first.model.load_state_dict(mean)
-    out.mkdir(exist_ok=True)
-    save(first.model, first.extractor, out, tokenizer=load_tokens(str(models[0]), first.model.config).tokenizer)
+    return {**best_of_runs(encoder, runs, words, out), **measured(mode, out, words)}
 
 
 def cell(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
@@ -177,44 +138,10 @@ def _agnostic(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path
     return {"settings": settings, "recipe": recipe, **told(smaller), **spent(smaller, result)}
 
 
-def told(result: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's result what is kept."""
-    keys = ("seconds", "cpu_seconds", "accuracy", "shape", "full_shape", "expected_before_selection", "removal_error")
-    return {key: result[key] for key in keys if key in result}
-
-
-def spent(*results: dict[str, Any]) -> dict[str, float]:
-    """Of runs that follow each other."""
-    return {key: round(sum(result[key] for result in results), 1) for key in ("seconds", "cpu_seconds")}
-
-
 def measured(mode: Mode, model: Path, words: Path) -> dict[str, Any]:
     """Sizes; word errors on test clips, of a streaming recogniser with every lookahead; its errors clip by clip."""
-    whole = source_of(model).model
-    found: dict[str, Any] = {"params": count_parameters(whole), "macs_per_second": count_macs_per_second(whole)}
+    found = sizes(model)
     for frames in LOOKAHEADS if mode == "streaming" else (None,):
         result, errors = errors_of(model, words, "test", frames)
         found["wer" if frames is None else f"wer_{FRAME_MS * frames}_ms"] = {**result, "errors": errors}
     return found
-
-
-def errors_of(model: Path, words: Path, split: str, lookahead: int | None) -> tuple[dict[str, Any], list[int]]:
-    """Word errors of a split, and how many words of each clip are wrong, in the order of their ids."""
-    source = source_of(model)
-    recogniser = Recogniser(source.model.eval(), source.extractor, load_tokens(str(model), source.model.config))
-    cuts = read_cuts(words, split)
-    result, transcripts = recognition_errors(recogniser, cuts, Decoding(lookahead=lookahead))
-    del result["second"]
-    texts = {cut.id: cut.supervisions[0].text.split() for cut in cuts}
-    return result, [edit_distance(texts[one.id], one.text.split())["total"] for one in transcripts]
-
-
-def task(words: Path) -> dict[str, Any]:
-    """Who says how many words in each test clip, in the order of their ids; and what the corpus was made of."""
-    cuts = sorted(read_cuts(words, "test"), key=lambda cut: str(cut.id))
-    said = [cut.supervisions[0] for cut in cuts]
-    return {
-        "corpus": json.loads((words / "corpus.json").read_text()),
-        "words": [len(one.text.split()) for one in said],
-        "speakers": [one.speaker for one in said],
-    }

@@ -12,22 +12,17 @@ What the grid has and the results have not is named.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.record import RESULTS, record
+from benchmarks.recogniser_tables import Results, Row, mean_interval, ratio_interval, read, time_models
+from benchmarks.record import RESULTS
 from benchmarks.synergy.cells import METHODS, MODES, Cell, Method, Mode, grid
-from diminuendo.api import source_of
-from diminuendo.evaluation.bootstrap import interval, resampled, summed
-from diminuendo.profiling.latency import measure_interleaved
+from diminuendo.evaluation.bootstrap import summed
 
-LATENCY = "latency.json"
 HEADLINE = {"full": "wer", "streaming": "wer_1040_ms"}
 TITLES = {"full": "Whole clips", "streaming": "Streaming, 1,040 ms of lookahead"}
 NAMES: dict[Method, str] = {
@@ -36,28 +31,6 @@ NAMES: dict[Method, str] = {
     "l0+lowrank": "L0 and low rank",
     "thin": "thin student",
 }
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Results:
-    """What is there of the grid: by name the values, what clips say (words, who speaks), and latencies in ms."""
-
-    rows: dict[str, Row]
-    words: Tensor
-    speakers: list[str]
-    latency: dict[str, float]
-
-    def errors(self, name: str, key: str) -> Tensor:
-        return torch.tensor(self.rows[name][key]["errors"], dtype=torch.float64)
-
-
-def read(folder: Path) -> Results:
-    """What a folder has; nothing of one without results."""
-    rows = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    rows = {name: row for name, row in rows.items() if "failed" not in row}
-    task, latency = rows.pop("task", {"words": [], "speakers": []}), rows.pop("latency", {"p50_ms": {}})
-    return Results(rows, torch.tensor(task["words"], dtype=torch.float64), task["speakers"], latency["p50_ms"])
 
 
 def label(cell: Cell) -> str:
@@ -123,7 +96,7 @@ def _line(
     if len(rows) > 1:
         values = [100 * row[key]["wer"] for row in rows]
         spread = f"; {len(rows)} seeds, {min(values):.1f} to {max(values):.1f}"
-    by_clip, by_speaker = (_mean_interval([row[key] for row in rows], unit) for unit in ("wer", "speaker"))
+    by_clip, by_speaker = (mean_interval([row[key] for row in rows], unit) for unit in ("wer", "speaker"))
     better = ""
     if alone:
         reference = sum(found.rows[name][key]["wer"] for name in alone) / len(alone)
@@ -145,14 +118,6 @@ def _line(
         f"{mean(lambda row: row['cpu_seconds']) / 60:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def _mean_interval(rows: Sequence[Row], unit: str) -> str:
-    """Of several seeds the mean of both ends; nothing where there are too few clips or speakers for one."""
-    if any(row[f"{unit}_low"] is None for row in rows):
-        return "no interval"
-    low, high = (100 * sum(row[f"{unit}_{end}"] for row in rows) / len(rows) for end in ("low", "high"))
-    return f"{low:.1f} to {high:.1f}"
 
 
 def questions(mode: Mode) -> list[tuple[str, Cell, Cell]]:
@@ -183,16 +148,10 @@ def paired(mode: Mode, found: Results) -> str:
             more = sum(found.errors(b, key) - found.errors(a, key) for a, b in both) / len(both)
             sums = torch.stack([torch.as_tensor(more), found.words], dim=1)
             mean = 100 * float(sums[:, 0].sum() / sums[:, 1].sum())
-            intervals = [_interval(sums), _interval(summed(sums, found.speakers))]
+            intervals = [ratio_interval(sums), ratio_interval(summed(sums, found.speakers))]
             noted = f", {len(both)} seeds" if len(both) > 1 else ""
             lines.append(f"| {title}{noted} | {mean:+.1f} ({intervals[0]}) | {intervals[1]} |")
     return "\n".join(lines)
-
-
-def _interval(sums: Tensor) -> str:
-    errors, words = resampled(sums, seed=0).unbind(dim=1)
-    low, high = interval(100 * errors / words, len(sums))
-    return f"{low:+.1f} to {high:+.1f}"
 
 
 def missing(found: Results) -> list[str]:
@@ -201,14 +160,8 @@ def missing(found: Results) -> list[str]:
 
 
 def measure_latency(found: Results, work: Path, folder: Path) -> None:
-    """Every model in turn, batch 1, 10 s, one thread."""
-    torch.set_num_threads(1)
     places = {name: work / (name if name.startswith("teacher") else f"cells/{name}/model") for name in found.rows}
-    models = {
-        name: source_of(path).model for name, path in places.items() if path.is_dir() and "params" in found.rows[name]
-    }
-    measured = measure_interleaved(models, runs=20)
-    record(folder / LATENCY, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in measured.items()}})
+    time_models(found, places, folder)
 
 
 def plot(found: Results, path: Path) -> None:

@@ -112,7 +112,7 @@ def test_results_of_other_settings_or_another_teacher_are_refused(
     places.result(cell.name).write_text(json.dumps(found))
     bench.check(places, grid())
     places.teacher("full").mkdir()
-    monkeypatch.setattr(bench, "teacher_of", lambda *_: "two")
+    monkeypatch.setattr(bench, "model_fingerprint", lambda *_: "two")
     with pytest.raises(UserError, match="another teacher"):
         bench.check(places, grid())
     places.result(cell.name).write_text(json.dumps(found | {"settings": found["settings"] | {"steps": 1}}))
@@ -130,7 +130,7 @@ def test_a_cell_that_diverges_is_an_answer_and_other_errors_are_none(
         monkeypatch.setattr(make, "cell", made)
 
     places, cell = Places(tmp_path, tmp_path, tmp_path), Cell("full", "l0")
-    monkeypatch.setattr(bench, "teacher_of", lambda *_: "one")
+    monkeypatch.setattr(bench, "model_fingerprint", lambda *_: "one")
     places.result("teacher-full").write_text("{}")
     jobs, _ = bench.jobs(places, [cell])
     fail(Diverged("not finite"))

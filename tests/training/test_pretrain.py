@@ -215,7 +215,7 @@ def test_the_second_iteration_clusters_states_of_the_model_that_learned_the_firs
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("name", ["micro-hubert", "micro-hubert-large"])
+@pytest.mark.parametrize("name", ["micro-hubert", "micro-hubert-large", "micro-wav2vec2-conformer"])
 def test_warm_up_and_masked_prediction_lower_their_losses(name, cuts, tmp_path):
     config = replace(CONFIG, steps=60, front_end=0.4, iteration_1=0.6)
     config = replace(config, front_end_learning_rate=2e-2, learning_rate=5e-3)
@@ -301,9 +301,10 @@ def test_every_named_configuration_is_a_model_that_does_not_drop(name):
     assert (config.model_type, dropping) == (CONFIGURATIONS[name]["model_type"], set())
 
 
-def test_tiny_hubert_has_2_45_million_parameters(cuts):
-    model = encoder_of(read_configuration("tiny-hubert"))
-    assert sum(p.numel() for p in model.parameters()) == 2_451_488
+@pytest.mark.parametrize(("name", "params"), [("tiny-hubert", 2_451_488), ("tiny-wav2vec2-conformer", 2_632_817)])
+def test_tiny_encoders_that_read_waveforms_have_some_two_and_a_half_million_parameters(name, params):
+    model = encoder_of(read_configuration(name))
+    assert sum(p.numel() for p in model.parameters()) == params
 
 
 def test_a_configuration_is_read_from_a_file_or_a_directory(tmp_path):

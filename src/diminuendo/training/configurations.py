@@ -68,6 +68,20 @@ _TINY_BERT = {
     "conv_depthwise_kernel_size": 15,
     "mask_time_prob": 0.0,  # masks are drawn over features, and no embedding stands for them
 }
+# Few channels where there are many frames: at every depth of the front end it is about as much to compute.
+_TINY_WAV2VEC2_CONFORMER = {
+    **_NO_DROPOUT,
+    **_LARGE,
+    "hidden_size": 144,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "intermediate_size": 576,
+    "conv_dim": [16, 32, 48, 64, 96, 128, 128],
+    "conv_depthwise_kernel_size": 15,
+    "conformer_conv_dropout": 0.0,
+    "position_embeddings_type": "relative",
+    "num_conv_pos_embeddings": 1,  # transformers has the convolution and never calls it
+}
 _MICRO_SIZE = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -87,9 +101,16 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "tiny-parakeet": {"model_type": "parakeet_encoder", **_TINY_FAST_CONFORMER},
     "tiny-nemotron": {"model_type": "nemotron_asr_streaming_encoder", **_TINY_FAST_CONFORMER},
     "tiny-wav2vec2-bert": {"model_type": "wav2vec2-bert", **_TINY_BERT},
+    "tiny-wav2vec2-conformer": {"model_type": "wav2vec2-conformer", **_TINY_WAV2VEC2_CONFORMER},
     "micro-parakeet": {"model_type": "parakeet_encoder", **_MICRO_FAST_CONFORMER},
     "micro-nemotron": {"model_type": "nemotron_asr_streaming_encoder", **_MICRO_FAST_CONFORMER},
     "micro-wav2vec2-bert": {"model_type": "wav2vec2-bert", **_TINY_BERT, **_MICRO_SIZE},
+    "micro-wav2vec2-conformer": {
+        "model_type": "wav2vec2-conformer",
+        **_TINY_WAV2VEC2_CONFORMER,
+        **_MICRO_SIZE,
+        "conv_dim": [8] * 7,
+    },
 }
 
 

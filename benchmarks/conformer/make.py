@@ -1,0 +1,102 @@
+"""How the teachers and the cells are made, and what is measured of them.
+
+The Parakeet recogniser is the grid of small recognisers' (benchmarks/synergy); the wav2vec2-conformer one is made here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.conformer.cells import AFTER_REMOVAL, STEPS, Cell, Kind
+from benchmarks.recognisers import QUIET, best_of_runs, errors_of, sizes, told
+from benchmarks.synergy import make as synergy
+from diminuendo.api import compress_to_result, finetune, pretrain
+
+CONFIGURATION = "tiny-wav2vec2-conformer"
+RECIPE = "conformer-l0"
+# All of this teacher is 40 minutes of one core. The clusters of a first iteration have to do; two thirds of its time
+# are better spent on words.
+PRETRAINING: dict[str, Any] = {
+    "steps": 1500,
+    "seconds_per_batch": 15.0,
+    "front_end": 0.25,
+    "iteration_1": 0.75,
+    "centred": True,
+}
+RECOGNITION: dict[str, Any] = {
+    "task": "ctc",
+    "tokens": "words",
+    "seconds_per_batch": 15.0,
+    "speeds": (0.9, 1.0, 1.1),
+    "augment_strength": 0.4,
+    "learning_rate": 1e-3,
+    "head_learning_rate": 2e-3,
+}
+# In two runs, the later one at a lower rate; the better of both and their average is the teacher.
+BEGUN: dict[str, Any] = {"steps": 2600, "flat_start": 0.1, "augment_from": 0.3}
+FINISHED: dict[str, Any] = {
+    "steps": 900,
+    "tokens": None,
+    "augment_from": 0.0,
+    "learning_rate": 5e-4,
+    "head_learning_rate": 5e-4,
+}
+SECONDS_PER_BATCH = 15.0
+RATE = 2e-4  # the recipe's
+LATER_RATE = 1e-4  # of L0 after removal, the recipe's
+
+
+def pretrained(kind: Kind, unlabelled: Path, out: Path) -> dict[str, Any]:
+    """The encoder of the teacher."""
+    if kind == "parakeet":
+        return synergy.pretrained("full", unlabelled, out)
+    result = pretrain(CONFIGURATION, unlabelled, out, resume=True, loop=QUIET, **PRETRAINING)
+    return {"settings": PRETRAINING, **told(result)}
+
+
+def teacher(kind: Kind, encoder: Path, words: Path, out: Path) -> dict[str, Any]:
+    """The uncompressed recogniser. That of the grid of small recognisers is taken as it is, if it is there."""
+    if kind == "parakeet":
+        return measured(out, words) if out.is_dir() else synergy.teacher("full", encoder, words, out)
+    runs = {
+        out.with_name(f"{out.name}-begun"): RECOGNITION | BEGUN,
+        out.with_name(f"{out.name}-finished"): RECOGNITION | FINISHED,
+    }
+    return {**best_of_runs(encoder, runs, words, out), **measured(out, words)}
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """How a cell is trained."""
+    settings: dict[str, Any] = {
+        "seconds_per_batch": SECONDS_PER_BATCH,
+        "augment": False,
+        "learning_rate": RATE,
+        "seed": cell.run_seed,
+    }
+    if cell.method == "whole":
+        return settings | {"steps": STEPS, "head_learning_rate": RATE}
+    # What removes at once has one stage, whose rate is the whole one: like L0 and the whole recogniser it begins there.
+    later = LATER_RATE if cell.method == "l0" else RATE
+    return settings | {
+        "keep": cell.budget,
+        "method": cell.method,
+        "matching": cell.matching,
+        "steps": STEPS - AFTER_REMOVAL,
+        "distil_steps": AFTER_REMOVAL,
+        "distil_learning_rate": later,
+    }
+
+
+def cell(cell: Cell, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
+    """One cell's recogniser, made in `out`, and what it can do."""
+    settings = settings_of(cell)
+    if cell.method == "whole":
+        result = finetune(str(taught_by), words, out, resume=True, loop=QUIET, **settings)
+    else:
+        result = compress_to_result(str(taught_by), words, out, recipe=RECIPE, resume=True, loop=QUIET, **settings)
+    return {"cell": cell.as_dict(), "settings": settings, **told(result), **measured(out, words)}
+
+
+def measured(model: Path, words: Path) -> dict[str, Any]:
+    """Sizes; word errors on test clips, and how many there are in each clip."""
+    result, errors = errors_of(model, words, "test")
+    return {**sizes(model), "wer": {**result, "errors": errors}}
