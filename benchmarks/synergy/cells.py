@@ -25,6 +25,7 @@ class Cell:
     which is never `agnostic`. distilled: whether there is a teacher. agnostic: whether the encoder is compressed before
     anyone learns to recognise, and not at the same time; then the teacher is the pretrained encoder, else the
     uncompressed recogniser, or with `by_encoder` the encoder, too: what is left then is what the order alone gives.
+    from_teacher: whether it begins with that recogniser's weights and not with the pretrained encoder's.
     """
 
     mode: Mode
@@ -32,6 +33,7 @@ class Cell:
     distilled: bool = True
     agnostic: bool = False
     by_encoder: bool = False
+    from_teacher: bool = False
     keep: float = KEEP
     seed: int = 0
 
@@ -39,6 +41,7 @@ class Cell:
     def name(self) -> str:
         parts = [self.mode, self.method, "agnostic" if self.agnostic else "joint"]
         parts += ["distilled" if self.distilled else "alone"] + ["by-encoder"] * self.by_encoder
+        parts += ["from-teacher"] * self.from_teacher
         parts += [f"{self.keep:g}", f"seed-{self.seed}"]
         return "_".join(parts)
 
@@ -61,8 +64,9 @@ def grid() -> list[Cell]:
     alone: dict[str, Any] = {"distilled": False}
     kinds: list[dict[str, Any]] = [
         *({"method": method} for method in (*METHODS, "thin")),
+        *({"method": method, "from_teacher": True} for method in METHODS),
         *({"method": method} | alone for method in (*METHODS, "thin")),
-        *({"method": method, "agnostic": True} | beside for beside in ({}, alone) for method in METHODS),
+        *({"method": method, "agnostic": True} | taught for taught in ({}, alone) for method in METHODS),
     ]
     first = [Cell(mode, **kind) for kind in kinds for mode in MODES]
     controls = [Cell(mode, method, by_encoder=True) for mode in MODES for method in METHODS]
@@ -78,10 +82,18 @@ def grid() -> list[Cell]:
         for agnostic in (False, True)
         for method in METHODS
     ]
-    thin = [Cell(mode, "thin", seed=seed) for seed in (1, 2) for mode in MODES]
+    beside = [
+        cell
+        for seed in (1, 2)
+        for mode in MODES
+        for cell in (
+            Cell(mode, "thin", seed=seed),
+            *(Cell(mode, method, from_teacher=True, seed=seed) for method in METHODS),
+        )
+    ]
     sizes = [
         replace(cell, keep=keep)
         for keep in (0.5, 0.125)
         for cell in (Cell("full", "l0"), Cell("full", "lowrank"), Cell("full", "thin"), Cell("full", "thin", False))
     ]
-    return [*first, *both, *controls, *sizes, *seeds, *thin]
+    return [*first, *both, *controls, *sizes, *seeds, *beside]

@@ -93,6 +93,8 @@ def settings_of(cell: Cell) -> dict[str, Any]:
             "max_seconds": FinetuneConfig.max_seconds,
         }
         return {"compression": compression, "recognition": recognition | {"steps": STEPS - AGNOSTIC}}
+    if cell.from_teacher:  # which can recognise already
+        recognition |= {"task": "own", "tokens": None, "flat_start": 0.0, "augment_from": 0.0}
     weights = {} if cell.distilled else {"hidden_weight": 0.0, "posterior_weight": 0.0}
     return recognition | weights | AFTERWARDS | {"steps": STEPS - AFTER_REMOVAL, "distil_steps": AFTER_REMOVAL}
 
@@ -102,7 +104,7 @@ def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -
     recipe = "distil-only" if cell.method == "thin" else "joint-" + cell.method.replace("+", "-")
     settings = settings_of(cell)
     result = compress_to_result(
-        str(encoder),
+        str(taught_by if cell.from_teacher else encoder),
         words,
         out / "model",
         recipe=recipe,

@@ -38,7 +38,8 @@ def label(cell: Cell) -> str:
         return "thin student, distilled" if cell.distilled else "thin student, trained directly"
     how = ", then recognition" if cell.agnostic else " and recognition together"
     taught = ", distillation" + (" from the encoder" if cell.by_encoder else "") if cell.distilled else ""
-    return f"{NAMES[cell.method]}{taught}{how}"
+    start = ", from the teacher's weights" if cell.from_teacher else ""
+    return f"{NAMES[cell.method]}{taught}{how}{start}"
 
 
 def seeds(found: Results, cell: Cell) -> list[str]:
@@ -126,13 +127,16 @@ def questions(mode: Mode) -> list[tuple[str, Cell, Cell]]:
     methods: tuple[Method, ...] = (*METHODS, "l0+lowrank")
     for method in methods:
         joint, name = Cell(mode, method), NAMES[method]
+        thin, late = replace(joint, method="thin"), replace(joint, from_teacher=True)
         found += [
             (f"{name}: together without distillation", joint, replace(joint, distilled=False)),
             (f"{name}: compressed, then recognition", joint, replace(joint, agnostic=True)),
             (f"{name}: together, taught by the encoder", joint, replace(joint, by_encoder=True)),
             (f"{name}: the same without distillation", joint, replace(joint, agnostic=True, distilled=False)),
-            (f"{name}: distillation alone, into a thin student", joint, replace(joint, method="thin")),
-            (f"{name}: the thin student trained directly", joint, replace(joint, method="thin", distilled=False)),
+            (f"{name}: distillation alone, into a thin student", joint, thin),
+            (f"{name}: the thin student trained directly", joint, replace(thin, distilled=False)),
+            (f"{name}: the same from the teacher's weights", joint, late),
+            (f"{name}, from the teacher's weights: distillation alone, into a thin student", late, thin),
         ]
     return found
 

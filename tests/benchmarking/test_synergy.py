@@ -33,6 +33,7 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     cells = [
         Cell("full", "l0", keep=0.6),
         Cell("full", "thin", keep=0.6),
+        Cell("full", "l0", from_teacher=True, keep=0.6),
         Cell("streaming", "l0", distilled=False, agnostic=True, keep=0.6),
     ]
     monkeypatch.setattr(bench, "grid", lambda: cells)
@@ -86,7 +87,7 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     found = table.read(places.results)
     assert set(found.latency) == {"teacher-full", "teacher-streaming", *(cell.name for cell in small_bench)}
     text = table.table("full", found)
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 6
     assert "| thin student, distilled |" in text
     assert table.missing(found) == []
     table.plot(found, tmp_path / "plot.png")
