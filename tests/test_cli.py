@@ -194,6 +194,9 @@ def test_pretraining_makes_a_model_that_can_be_compressed(
     assert status == 0
 
 
+FINETUNE = ["finetune", "{model}", "{audio}", "--out", "{root}/out"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -217,6 +220,9 @@ def test_pretraining_makes_a_model_that_can_be_compressed(
         (["sensitivity", "{bert}", "{audio}"], "supported are hubert"),
         (["sensitivity", "{model}", "{audio}", "--out", "{root}/full"], "is not an empty directory"),
         (["sensitivity", "{model}", "{audio}", "--out", "{root}/splits.jsonl/out"], "cannot be made"),
+        ([*FINETUNE, "--task", "rnnt", "--set", "predictor=gru"], "Input should be 'lstm' or 'stateless'"),
+        ([*FINETUNE, "--task", "ctc", "--set", "predictor=stateless"], "--task ctc has no predictor"),
+        ([*FINETUNE, "--set", "predictor=stateless", "--set", "predictor_layers=2"], "has 1 layer, got predictor_l"),
         (["nosuch"], "nosuch"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,

@@ -47,6 +47,7 @@ from transformers import (
 
 from diminuendo import api
 from diminuendo.families import model_inputs
+from diminuendo.families.recogniser import with_head
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.loop import Loop
 
@@ -150,6 +151,13 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
             if name.endswith(("running_mean", "running_var")):
                 buffer += 0.3 * torch.rand(buffer.shape, generator=generator)
     return model
+
+
+def tiny_transducer(family: str, style: str = "rnnt") -> Any:
+    """As `tiny_model`; of the style "stateless" one with a stateless predictor."""
+    if style != "stateless":
+        return tiny_model(family, style)
+    return with_head(tiny_model(family, "encoder"), "rnnt", 10, width=24, predictor="stateless")
 
 
 def extractor_of(model: Any) -> Any:

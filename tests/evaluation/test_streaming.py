@@ -32,7 +32,7 @@ from diminuendo.families import family_of, model_inputs
 from diminuendo.families.recogniser import with_head
 from diminuendo.families.streaming import FeatureStream
 from diminuendo.tasks.hypotheses import Hypothesis
-from tiny import extractor_of, tiny_model
+from tiny import extractor_of, tiny_model, tiny_transducer
 
 TOKENIZER = make_tokenizer("characters", ["abc defghi"])  # ten labels, and behind them the blank
 RATE = 16_000
@@ -40,12 +40,12 @@ RATE = 16_000
 
 def recogniser(name: str) -> Recogniser:
     """Of a tiny random model, made to emit other labels every few frames, in which attention has a say."""
-    model = tiny_model("nemotron", "rnnt")
+    model = tiny_transducer("nemotron", "stateless" if "stateless" in name else "rnnt")
     with torch.no_grad():
         for layer in model.encoder.layers:
             layer.self_attn.o_proj.weight *= 5
-    if name == "compressed rnnt":
-        model = gated_and_removed(model, "heads", "some").removed
+    if name.startswith("compressed"):
+        model = gated_and_removed(model, "heads" if name == "compressed rnnt" else "channels", "some").removed
     if name == "ctc":
         model = with_head(gated_and_removed(model, "channels", "some").removed, "ctc", 10)
     extractor = extractor_of(model)
@@ -56,11 +56,17 @@ def recogniser(name: str) -> Recogniser:
             spread(model.ctc_head, states, 3)
         else:
             spread(model.encoder_projector, states, 1)
-            spread(model.decoder.decoder_projector, model.decoder.lstm(model.decoder.embedding.weight)[0], 0.5)
+            spread(model.decoder.decoder_projector, predictor_states(model.decoder), 0.5)
             spread(model.joint.head, model.encoder_projector(states).relu(), 3)
             model.joint.head.bias[10] += 3
             model.config.max_symbols_per_step = 2
     return Recogniser(model, extractor, Tokens.of(TOKENIZER))
+
+
+def predictor_states(decoder: Any) -> torch.Tensor:
+    """What a predictor projects, for some labels."""
+    embedded = decoder.embedding.weight
+    return decoder.lstm(embedded)[0] if hasattr(decoder, "lstm") else decoder.conv(embedded.T).relu().T
 
 
 def spread(layer: Any, read: torch.Tensor, deviation: float) -> None:
@@ -70,7 +76,7 @@ def spread(layer: Any, read: torch.Tensor, deviation: float) -> None:
     layer.bias[:] = -(read @ weight.T).mean(0)
 
 
-MODELS = ("rnnt", "compressed rnnt", "ctc")
+MODELS = ("rnnt", "compressed rnnt", "compressed stateless", "ctc")
 
 
 def noise(samples: int, seed: int = 0) -> torch.Tensor:

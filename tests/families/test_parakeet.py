@@ -11,9 +11,15 @@ from diminuendo.families import family_of
 from diminuendo.families.parakeet import LOG_MEL
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of
-from tiny import extractor_of, inputs_of, tiny_model
+from tiny import extractor_of, inputs_of, tiny_model, tiny_transducer
 
-TRANSDUCERS = [("parakeet", "rnnt"), ("parakeet", "tdt"), ("nemotron", "rnnt")]
+TRANSDUCERS = [
+    ("parakeet", "rnnt"),
+    ("parakeet", "tdt"),
+    ("nemotron", "rnnt"),
+    ("parakeet", "stateless"),
+    ("nemotron", "stateless"),
+]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -30,23 +36,27 @@ def logits(model: Any) -> torch.Tensor:
 def test_logits_of_a_removed_transducer_equal_those_of_the_gated_one(
     family: str, style: str, kind: str, edge: str
 ) -> None:
-    pair = gated_and_removed(tiny_model(family, style), kind, edge)
+    pair = gated_and_removed(tiny_transducer(family, style), kind, edge)
     gated, removed = pair.gated, pair.removed
     torch.testing.assert_close(logits(removed), logits(gated), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "style"), TRANSDUCERS)
 def test_greedy_decoding_with_a_cache_follows_the_widths(family: str, style: str) -> None:
-    removed = gated_and_removed(tiny_model(family, style), "channels", "some").removed
-    widths = removed.decoder.embedding.embedding_dim, removed.decoder.lstm.hidden_size, removed.joint.head.in_features
-    assert widths == (12, 12, 12)
+    removed = gated_and_removed(tiny_transducer(family, style), "channels", "some").removed
+    decoder = removed.decoder
+    between = decoder.conv.groups if style == "stateless" else decoder.lstm.hidden_size
+    assert (decoder.embedding.embedding_dim, between, decoder.decoder_projector.in_features) == (12, 12, 12)
+    assert removed.joint.head.in_features == 12
     tokens = torch.tensor([[10], [10]])
     with torch.inference_mode():
         whole = removed.decoder(torch.tensor([[10, 3, 4], [10, 5, 6]]))
         held = ParakeetRNNTDecoderCache(removed.config)
         steps = [removed.decoder(tokens, held)]
-        steps += [removed.decoder(step, held) for step in (torch.tensor([[3], [5]]), torch.tensor([[4], [6]]))]
-    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-5, atol=1e-6)
+        for step in ([[3], [10]], [[10], [10]], [[10], [5]], [[4], [6]]):  # of one clip a blank, and of both
+            steps.append(removed.decoder(torch.tensor(step), held))
+    found = torch.cat([torch.stack([steps[i][0], steps[j][1]]) for i, j in ((0, 2), (2, 3), (4, 4))], 1)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("lookahead", [0, 1, 3])
@@ -112,7 +122,7 @@ def test_frames_are_those_that_the_extractor_and_the_model_do_not_mask() -> None
 def test_a_removed_transducer_decodes_the_tokens_of_the_gated_one(
     family: str, style: str, kind: str, edge: str
 ) -> None:
-    model = tiny_model(family, style)
+    model = tiny_transducer(family, style)
     with torch.no_grad():  # the stock loop of TDT takes a duration for a token where that has the largest logit
         model.joint.head.weight[11:] = 0
     pair = gated_and_removed(model, kind, edge)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import build_cost_model, family_of
-from diminuendo.families.recogniser import with_head
+from diminuendo.families.recogniser import Predictor, head_like, with_head
+from diminuendo.families.transducer import rates
+from diminuendo.modules.transducer import StatelessDecoder, is_stateless
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
+from diminuendo.pruning import gating
+from diminuendo.pruning.gating import Gates, attach
+from diminuendo.training.removing import free_axes
 from tiny import VARIANTS, extractor_of, inputs_of, output_of, tiny_model
 
 ENCODERS = [(family, style) for family, style in VARIANTS if style not in ("ctc", "rnnt", "tdt")]
@@ -36,9 +42,9 @@ for directory in sys.argv[1:]:
 """
 
 
-def transducer(family: str, style: str, **changes: Any) -> Any:
+def transducer(family: str, style: str, predictor: Predictor = "lstm") -> Any:
     torch.manual_seed(0)
-    model = with_head(tiny_model(family, style, **changes), "rnnt", 10, width=24)
+    model = with_head(tiny_model(family, style), "rnnt", 10, width=24, predictor=predictor)
     with torch.no_grad():  # else every frame says the same
         model.joint.head.weight *= 20
         model.decoder.embedding.weight *= 20
@@ -76,9 +82,10 @@ def test_a_task_that_a_family_has_no_recogniser_for_is_refused() -> None:
         with_head(tiny_model("hubert", "base"), "tdt", 10)
 
 
+@pytest.mark.parametrize("predictor", ["lstm", "stateless"])
 @pytest.mark.parametrize("family", COVERING)
-def test_what_a_transducer_costs_is_counted_and_removal_equals_gating(family: str) -> None:
-    model = transducer(family, STYLE[family])
+def test_what_a_transducer_costs_is_counted_and_removal_equals_gating(family: str, predictor: Any) -> None:
+    model = transducer(family, STYLE[family], predictor)
     plain = family_of(model).plain(model)
     cost = build_cost_model(plain)
     assert cost.total("params") == count_parameters(plain)
@@ -97,6 +104,10 @@ def test_what_a_transducer_costs_is_counted_and_removal_equals_gating(family: st
 
 def test_saved_transducers_load_again_and_generate_without_this_package(tmp_path: Path) -> None:
     models = {family: transducer(family, STYLE[family]) for family in COVERING}
+    for family in ("wavlm", "parakeet", "nemotron"):
+        whole = transducer(family, STYLE[family], "stateless")
+        models |= {f"{family}-stateless": whole}
+        models |= {f"{family}-stateless-small": gated_and_removed(whole, "channels", "some").removed}
     for family, model in models.items():
         save(model, extractor_of(model), tmp_path / family)
         assert torch.equal(output_of(diminuendo.load(tmp_path / family)), output_of(model))
@@ -112,3 +123,60 @@ def test_saved_transducers_load_again_and_generate_without_this_package(tmp_path
         assert torch.equal(there["durations"], here.durations)
         said |= set(here.sequences.flatten().tolist())
     assert len(said) > 3
+
+
+def test_a_stateless_predictor_reads_two_labels_and_costs_what_multiplies_them() -> None:
+    model = transducer("hubert", "base", "stateless")
+    decoder, labels = model.decoder, torch.tensor([[10, 1, 2, 3], [10, 5, 2, 3]])
+    embedded, (first, second) = decoder.embedding.weight, decoder.conv.weight[:, 0].T
+    with torch.inference_mode():
+        found = decoder(labels)
+        for row, clip in enumerate(labels.tolist()):
+            for i, (before, label) in enumerate(pairwise([10, *clip])):
+                read = (embedded[before] * first + embedded[label] * second).clamp(min=0)
+                torch.testing.assert_close(found[row, i], decoder.decoder_projector(read))
+    assert torch.equal(found[0, 3], found[1, 3])
+    assert not torch.equal(found[0, 2], found[1, 2])
+    of_labels = {"decoder.conv.weight": 4.0, "decoder.decoder_projector.weight": 4.0}
+    assert rates(model, 50.0) == {**of_labels, "joint.head.weight": 54.0}
+
+
+@pytest.mark.parametrize("family", ["hubert", "nemotron"])
+def test_a_predictor_does_not_outlive_its_head(family: str) -> None:
+    stateless = transducer(family, STYLE[family], "stateless")
+    assert head_like(stateless) == {"width": 24, "predictor": "stateless"}
+    for model in (with_head(stateless, "rnnt", 10, width=16, layers=2), with_head(stateless, "ctc", 10)):
+        assert not is_stateless(model)
+        assert "predictor" not in model.config.to_dict()
+    again = with_head(with_head(stateless, "ctc", 10), "rnnt", 10, **head_like(stateless))
+    assert isinstance(again.decoder, StatelessDecoder)
+    assert head_like(with_head(stateless, "rnnt", 10, width=16, layers=2)) == {"width": 16, "layers": 2}
+
+
+def test_a_fresh_stateless_predictor_tells_labels_apart() -> None:
+    torch.manual_seed(0)
+    fresh = with_head(tiny_model("hubert", "base"), "rnnt", 255, width=256, predictor="stateless")
+    with torch.inference_mode():
+        found = fresh.decoder(torch.arange(256)[:, None])
+    assert 0.1 < found.std(0).mean() < 1
+
+
+@pytest.mark.parametrize("predictor", ["lstm", "stateless"])
+def test_members_of_a_head_that_are_drawn_shut_may_be_left_out(predictor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gating, "PRESENT_MULTIPLE", 1)
+    model = family_of(one := transducer("parakeet", "encoder", predictor)).plain(one)
+    gates = Gates(free_axes(model, ("width",), head=True))
+    attach(model, gates)
+    with torch.no_grad():
+        gates.log_alpha.uniform_(-1.5, 1.0, generator=torch.Generator().manual_seed(0))
+    gates.sample(0)
+    sizes, found = set(), []
+    for left_out in (False, True):
+        gates.set(gates.values.detach(), leave_out=left_out)
+        sizes.add(tuple(model.decoder.decoder_projector.weight.shape))
+        with torch.inference_mode():
+            found.append(
+                model.joint(model.decoder(torch.tensor([[10, 1, 2]])), model.encoder_projector(torch.ones(32)))
+            )
+    torch.testing.assert_close(*found)
+    assert len(sizes) == 2

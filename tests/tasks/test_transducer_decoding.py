@@ -15,10 +15,17 @@ from diminuendo.errors import UserError
 from diminuendo.families import model_inputs
 from diminuendo.tasks.hypotheses import Hypothesis, log_add
 from diminuendo.tasks.transducer import State, beam_search, greedy, joint_logits, predict
-from tiny import extractor_of, tiny_model
+from tiny import extractor_of, tiny_transducer
 
 BLANK = 10
-TRANSDUCERS = [("parakeet", "rnnt"), ("parakeet", "tdt"), ("nemotron", "rnnt")]
+TRANSDUCERS = [
+    ("parakeet", "rnnt"),
+    ("parakeet", "tdt"),
+    ("nemotron", "rnnt"),
+    ("parakeet", "stateless"),
+    ("nemotron", "stateless"),
+]
+RNNT = pytest.mark.parametrize("style", ["rnnt", "stateless"])
 LENGTHS = torch.tensor([23, 9, 16, 1, 0])
 
 
@@ -30,10 +37,15 @@ def standardised(linear: nn.Linear, outputs: Float[Tensor, "places width"], devi
         linear.bias.copy_((linear.bias - mean) * scale)
 
 
+def read_by_projector(model: Any) -> nn.Module:
+    """What of the predictor runs once for every label."""
+    return getattr(model.decoder, "lstm", None) or model.decoder.conv
+
+
 def talkative(model: Any, blank_bias: float = 1.0) -> Any:
     """With a predictor whose outputs tell labels apart, and a joint network that is neither always nor never silent."""
     with torch.no_grad():
-        for parameter in model.decoder.lstm.parameters():
+        for parameter in read_by_projector(model).parameters():
             parameter *= 2
         model.decoder.embedding.weight.normal_()
         standardised(model.decoder.decoder_projector, predict(model, torch.arange(10)[:, None])[:, 1], 1.0)
@@ -47,7 +59,7 @@ def talkative(model: Any, blank_bias: float = 1.0) -> Any:
 
 
 def transducer(family: str = "parakeet", style: str = "rnnt", *, removed: bool = False, bias: float = 1.0) -> Any:
-    model = tiny_model(family, style)
+    model = tiny_transducer(family, style)
     return talkative(gated_and_removed(model, "channels", "some").removed if removed else model, bias)
 
 
@@ -139,7 +151,8 @@ class Calls:
 
     def __init__(self, model: Any) -> None:
         self.rows: list[int] = []
-        model.decoder.lstm.register_forward_hook(lambda module, inputs, output: self.rows.append(len(inputs[0])))
+        part = read_by_projector(model)
+        part.register_forward_hook(lambda module, inputs, output: self.rows.append(len(inputs[0])))
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -186,7 +199,9 @@ def test_a_frame_that_has_emitted_its_limit_of_labels_is_left_as_transformers_le
         assert [(one.tokens, one.frames) for one in found] == expected
 
 
-@pytest.mark.parametrize(("style", "durations"), [("rnnt", None), ("tdt", [0, 1, 2, 3, 4]), ("tdt", [0, 2, 3, 5, 9])])
+@pytest.mark.parametrize(
+    ("style", "durations"), [("rnnt", None), ("stateless", None), ("tdt", [0, 1, 2, 3, 4]), ("tdt", [0, 2, 3, 5, 9])]
+)
 def test_greedy_decoding_of_a_batch_takes_the_most_probable_symbol_at_every_step_of_each_clip(style, durations):
     model = transducer(style=style)
     if durations:
@@ -237,8 +252,9 @@ def test_chunk_by_chunk_greedy_decoding_equals_that_of_all_frames_at_once(family
     torch.testing.assert_close(vars(state.predicted), vars(end.predicted))
 
 
-def test_the_predictor_runs_once_for_every_label_and_never_for_a_frame():
-    model = transducer()
+@RNNT
+def test_the_predictor_runs_once_for_every_label_and_never_for_a_frame(style):
+    model = transducer(style=style)
     calls = Calls(model)
     found, _ = greedy(model, frames_of(model, 1, 60), torch.tensor([60]))
     assert calls.rows == [1] * (1 + len(found[0].tokens))
@@ -253,15 +269,15 @@ def test_the_predictor_runs_once_for_every_label_and_never_for_a_frame():
     found, _ = greedy(model, frames_of(model), LENGTHS, state=state)
     assert sum(calls.rows) == sum(len(one.tokens) for one in found)
 
-    silent = transducer(bias=100.0)
+    silent = transducer(style=style, bias=100.0)
     calls = Calls(silent)
     greedy(silent, frames_of(silent), LENGTHS)
     assert calls.rows == [5]
 
 
-@pytest.mark.parametrize("limit", [1, 2])
-def test_a_wide_beam_gives_every_labelling_the_sum_over_its_alignments_and_the_frames_of_the_best(limit):
-    model = with_two_labels(transducer(bias=0.0))
+@pytest.mark.parametrize(("style", "limit"), [("rnnt", 1), ("rnnt", 2), ("stateless", 2)])
+def test_a_wide_beam_gives_every_labelling_the_sum_over_its_alignments_and_the_frames_of_the_best(style, limit):
+    model = with_two_labels(transducer(style=style, bias=0.0))
     frames, lengths = frames_of(model, 4, 3), [3, 2, 1, 0]
     found = beam_search(model, frames, torch.tensor(lengths), beam=500, n_best=500, max_symbols=limit)
     expected = [every_labelling(model, clip[:n], limit) for clip, n in zip(frames, lengths, strict=True)]
@@ -280,8 +296,9 @@ def test_a_narrow_beam_gives_no_labelling_more_than_its_alignments_and_the_best_
         assert hypotheses[0].score > max(exact.values()) - 0.3
 
 
-def test_a_beam_of_1_finds_what_greedy_decoding_finds_if_the_model_is_sure():
-    model = transducer(bias=3.0)
+@RNNT
+def test_a_beam_of_1_finds_what_greedy_decoding_finds_if_the_model_is_sure(style):
+    model = transducer(style=style, bias=3.0)
     with torch.no_grad():
         for parameter in model.joint.head.parameters():
             parameter *= 50
@@ -296,8 +313,9 @@ def test_a_beam_of_1_finds_what_greedy_decoding_finds_if_the_model_is_sure():
     assert [(b.tokens, b.frames) for _, b in pairs] == [(a.tokens, a.frames) for a, _ in pairs]
 
 
-def test_n_best_are_the_first_of_the_beam_and_clips_do_not_change_each_other():
-    model = transducer(removed=True)
+@RNNT
+def test_n_best_are_the_first_of_the_beam_and_clips_do_not_change_each_other(style):
+    model = transducer(style=style, removed=True)
     frames = frames_of(model)
     whole = beam_search(model, frames, LENGTHS, beam=5, n_best=5)
     assert [len({one.tokens for one in clip}) for clip in whole] == [5, 5, 5, 5, 1]

@@ -18,6 +18,7 @@ from diminuendo import api, cli
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
+from diminuendo.modules.transducer import StatelessDecoder
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of, extractor_of
 from spoken import spoken_corpus
@@ -147,6 +148,27 @@ def refused(model: Path, data: Path, out: Path, **settings: Any) -> str:
     return str(caught.value)
 
 
+def test_a_recogniser_with_a_stateless_predictor_learns_decodes_and_streams(
+    encoders: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, "task": "ctc+rnnt", "predictor": "stateless", "predictor_width": 16}
+    api.finetune(encoders["nemotron"], corpus, tmp_path / "asr", **settings)
+    model = diminuendo.load(tmp_path / "asr")
+    assert isinstance(model.decoder, StatelessDecoder)
+    lines = list(map(json.loads, (tmp_path / "asr" / "log.jsonl").read_text().splitlines()))
+    assert lines[-1]["rnnt"] < lines[0]["rnnt"]
+    for beam in (1, 4):
+        assert api.evaluate(tmp_path / "asr", corpus, beam=beam)["words"] == sum(len(text.split()) for text in TEXTS)
+    files = [corpus.parent / "6.wav"]
+    (whole,), (streamed,) = (api.transcribe(tmp_path / "asr", files, streaming=way) for way in (False, True))
+    assert streamed["text"] == whole["text"]
+    on = api.finetune(tmp_path / "asr", corpus, tmp_path / "on", **{**SETTINGS, "tokens": None, "steps": 2})
+    assert on["new_head"] is False
+    assert isinstance(diminuendo.load(tmp_path / "on").decoder, StatelessDecoder)
+    kept = {"predictor": "stateless", "tokens": None}
+    assert "keeps its head, by rnnt; give an encoder" in refused(tmp_path / "asr", corpus, tmp_path / "out", **kept)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -155,13 +177,15 @@ def refused(model: Path, data: Path, out: Path, **settings: Any) -> str:
         ({"speeds": (float("nan"),)}, "expected some from 0.5 to 2"),
         ({"augment_strength": 0.0}, r"augment_strength must lie in \(0, 1\], got 0.0"),
         ({"augment_strength": 1.5}, "got 1.5"),
+        ({"predictor": "gru"}, "predictor gru: expected one of lstm, stateless"),
+        ({"predictor": "stateless"}, "predictor stateless: --task ctc has no predictor; give --task rnnt"),
     ],
     ids=str,
 )
-def test_speeds_and_strengths_that_cannot_be_are_refused(
+def test_settings_that_cannot_be_are_refused(
     settings: dict[str, Any], says: str, encoders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
-    assert re.search(says, refused(encoders["parakeet"], corpus, tmp_path / "out", **settings))
+    assert re.search(says, refused(encoders["parakeet"], corpus, tmp_path / "out", task="ctc", **settings))
     with pytest.raises(UserError, match=says) as caught:
         api.compress_to_result(encoders["parakeet"], corpus, tmp_path / "out", task="ctc", **settings)
     assert "\n" not in str(caught.value)

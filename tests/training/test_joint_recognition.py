@@ -76,6 +76,28 @@ def test_an_encoder_becomes_a_small_recogniser_of_the_size_that_was_asked(
     assert model.joint.head.in_features == 16 or learned
 
 
+@pytest.mark.parametrize("method", ["l0", pytest.param("thin", marks=pytest.mark.slow)])
+def test_a_stateless_predictor_is_compressed_with_its_encoder_and_by_its_posteriors(
+    method: str, models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    settings = {"keep": "params=0.6", "task": "rnnt", "predictor": "stateless", "method": method}
+    result = compress(models["nemotron"], corpus, tmp_path / "small", **settings)
+    assert 0.5 < result["params"]["kept"] <= 0.6
+    model = diminuendo.load(tmp_path / "small")
+    decoder = model.decoder
+    widths = {decoder.embedding.embedding_dim, decoder.conv.groups, decoder.decoder_projector.in_features}
+    assert len(widths) == 1
+    assert (sum(widths) + model.joint.head.in_features < 32) == (method == "l0")
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["student"]
+    assert (result["removal_error"] or 0.0) < 1e-4
+    for beam in (1, 2):
+        assert api.evaluate(tmp_path / "small", corpus, beam=beam)["words"] == 15
+    settings = {"tokens": None, "method": method, "keep": "params=0.7"}
+    compress(tmp_path / "small", corpus, tmp_path / "smaller", **settings)
+    assert '"posteriors"' in (tmp_path / "smaller" / "log.jsonl").read_text()
+    assert hasattr(diminuendo.load(tmp_path / "smaller").decoder, "conv")
+
+
 @pytest.mark.parametrize("task", [pytest.param("ctc", marks=pytest.mark.slow), "rnnt"])
 def test_a_recogniser_is_compressed_with_its_posteriors_and_the_same_again_when_resumed(
     task: str, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,6 +232,9 @@ def test_labels_of_another_tokenizer_teach_nothing(models: dict[str, Path], corp
         ({"task": None, "lookaheads": (0,)}, "drawn where a recogniser learns"),
         ({"task": None, "tokens": None, "method": "thin"}, "give --task own"),
         ({"method": "thin", "keep": "macs=0.5"}, "--method thin"),
+        ({"task": None, "tokens": None, "predictor": "stateless"}, "predictor stateless: there is no task"),
+        ({"predictor": "stateless"}, "predictor stateless: --task ctc has no predictor"),
+        ({"task": "rnnt", "predictor": "stateless", "predictor_layers": 2}, "it has 1 layer, got predictor_layers 2"),
         ({"matching": "nearest"}, "matching 'nearest'"),
         ({"posteriors": "all"}, "posteriors 'all': expected one of lattice, path"),
         ({"posteriors": "path", "task": None}, "posteriors path: a recogniser's are learned"),

@@ -9,7 +9,7 @@ import torch
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.families import build_cost_model, family_of, model_inputs
 from diminuendo.families.recogniser import with_head
-from diminuendo.modules.transducer import TRANSDUCER_AXES
+from diminuendo.modules.transducer import LSTM_AXIS, TRANSDUCER_AXES
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.training import recognition
 from diminuendo.training.objective import JointObjective, Teacher
@@ -43,9 +43,11 @@ def test_what_is_distilled_of_identical_recognisers_is_nothing(family: str, task
     assert all(p.grad is None for p in model.parameters())
 
 
-def flat_objective(task: Any, *, ctc_weight: float = 0.0, **settings: Any) -> TaughtRecognition:
+def flat_objective(
+    task: Any, *, ctc_weight: float = 0.0, predictor: Any = "lstm", **settings: Any
+) -> TaughtRecognition:
     """A flat start of 90 steps: whole in the first 60."""
-    model = with_head(tiny_model("parakeet", "encoder"), task, 10, width=24)
+    model = with_head(tiny_model("parakeet", "encoder"), task, 10, width=24, predictor=predictor)
     distillation = HiddenDistillation((0, 1, 3), 32, 32)
     torch.manual_seed(0)
     return TaughtRecognition(
@@ -130,8 +132,11 @@ def test_along_the_teachers_path_whole_distributions_are_learned() -> None:
     assert found.item() == pytest.approx(sum(found_by_hand) / 20, rel=1e-4)
 
 
-def test_what_a_flat_start_does_not_see_the_budget_does_not_shut() -> None:
-    taught = flat_objective("rnnt", ctc_weight=0.3)
+@pytest.mark.parametrize(
+    ("predictor", "axes"), [("lstm", set(TRANSDUCER_AXES)), ("stateless", set(TRANSDUCER_AXES) - {LSTM_AXIS})]
+)
+def test_what_a_flat_start_does_not_see_the_budget_does_not_shut(predictor: str, axes: set[str]) -> None:
+    taught = flat_objective("rnnt", ctc_weight=0.3, predictor=predictor)
     gates = Gates(free_axes(taught.student, (), head=True))
     cost = build_cost_model(gateable(taught.student, factored=False, meta=True), gates.axes)
     attach(taught.student, gates)
@@ -148,5 +153,5 @@ def test_what_a_flat_start_does_not_see_the_budget_does_not_shut() -> None:
         kept.append(scalars["expected_kept"].item())
         assert gates.log_alpha.grad is not None
         moved = {axis.name: bool(gates.log_alpha.grad[gates.of(axis.name)].any()) for axis in gates.axes}
-        assert {name for name, moves in moved.items() if not moves} == (set() if step else set(TRANSDUCER_AXES))
+        assert {name for name, moves in moved.items() if not moves} == (set() if step else axes)
     assert kept[0] == kept[1]

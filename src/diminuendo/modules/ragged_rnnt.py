@@ -1,7 +1,7 @@
 """A transducer around every encoder that transformers has none for: predictor and joint network as Parakeet has them.
 
 The configuration is the encoder's, with what the head needs: `vocab_size`, `blank_token_id`, `decoder_hidden_size`,
-`num_decoder_layers`, `max_symbols_per_step`. Needs a transformers that has Parakeet's RNN-T.
+`num_decoder_layers`, `max_symbols_per_step`, `predictor`. Needs a transformers that has Parakeet's RNN-T.
 """
 
 from dataclasses import dataclass

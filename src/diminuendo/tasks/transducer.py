@@ -1,9 +1,9 @@
 """RNN-T (Graves 2012, arXiv 1211.3711) and TDT (Xu et al. 2023, arXiv 2304.06795): what training needs, and decoding.
 
 A model is laid out as transformers' Parakeet is: `decoder` (the predictor: `embedding`, `lstm`, `decoder_projector`,
-started with the blank) and `joint(decoder_hidden_states=, encoder_hidden_states=)`, whose logits are of the vocabulary
-and, for TDT, of `config.durations` behind it. Frames are what `encoder_projector` gives. Sizes are the modules' own:
-a compressed model's configuration has the old ones.
+started with the blank; or a stateless one, modules/transducer.py) and `joint(decoder_hidden_states=,
+encoder_hidden_states=)`, whose logits are of the vocabulary and, for TDT, of `config.durations` behind it. Frames are
+what `encoder_projector` gives. Sizes are the modules' own: a compressed model's configuration has the old ones.
 """
 
 import math
@@ -13,10 +13,11 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from diminuendo.errors import UserError
+from diminuendo.modules.transducer import is_stateless
 from diminuendo.tasks.hypotheses import Hypothesis, check_beam, log_add
 
 WINDOW = 4  # frames that greedy decoding looks at at once: about as many as lie between two tokens of speech
@@ -27,25 +28,20 @@ class Predicted:
     """The predictor after one label for each row: a clip, or a hypothesis of one."""
 
     output: Float[Tensor, "rows joint"]
-    hidden: Float[Tensor, "layers rows width"]
-    cell: Float[Tensor, "layers rows width"]
+    states: tuple[Shaped[Tensor, "layers rows ..."], ...]
+    """Of an LSTM its hidden states and cells, [layers, rows, width]; of a stateless predictor the labels, [1, rows]."""
 
     def at(self, rows: Int[Tensor, " chosen"]) -> "Predicted":
-        return Predicted(self.output[rows], self.hidden[:, rows], self.cell[:, rows])
+        return Predicted(self.output[rows], tuple(state[:, rows] for state in self.states))
 
     def put(self, rows: Int[Tensor, " chosen"], new: "Predicted") -> "Predicted":
-        return Predicted(
-            self.output.index_copy(0, rows, new.output),
-            self.hidden.index_copy(1, rows, new.hidden),
-            self.cell.index_copy(1, rows, new.cell),
-        )
+        pairs = zip(self.states, new.states, strict=True)
+        states = tuple(state.index_copy(1, rows, other) for state, other in pairs)
+        return Predicted(self.output.index_copy(0, rows, new.output), states)
 
     def and_also(self, new: "Predicted") -> "Predicted":
-        return Predicted(
-            torch.cat([self.output, new.output]),
-            torch.cat([self.hidden, new.hidden], 1),
-            torch.cat([self.cell, new.cell], 1),
-        )
+        states = tuple(torch.cat(pair, 1) for pair in zip(self.states, new.states, strict=True))
+        return Predicted(torch.cat([self.output, new.output]), states)
 
 
 @dataclass(frozen=True)
@@ -82,9 +78,11 @@ def start(model: Any, clips: int) -> State:
 def _after(model: Any, labels: Int[Tensor, " rows"], before: Predicted | None) -> Predicted:
     """One step of the predictor. Its own cache is as wide as the configuration says, so it is not used."""
     decoder = model.decoder
-    states = None if before is None else (before.hidden, before.cell)
-    output, (hidden, cell) = decoder.lstm(decoder.embedding(labels[:, None]), states)
-    return Predicted(decoder.decoder_projector(output)[:, 0], hidden, cell)
+    if is_stateless(model):
+        last = torch.full_like(labels, model.config.blank_token_id) if before is None else before.states[0][0]
+        return Predicted(decoder.after(last[:, None], labels[:, None])[:, 0], (labels[None],))
+    output, states = decoder.lstm(decoder.embedding(labels[:, None]), None if before is None else before.states)
+    return Predicted(decoder.decoder_projector(output)[:, 0], states)
 
 
 def _symbols(model: Any, max_symbols: int | None) -> int:

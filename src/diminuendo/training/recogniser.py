@@ -48,7 +48,8 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
     """What `config` makes of MODEL; a new head is drawn from the seed.
 
     UserError for a task that the family has no recogniser for, a flat start of one without CTC, lookaheads for a model
-    that does not stream, a recogniser without its tokenizer, and texts that give no tokens.
+    that does not stream, a stateless predictor where none is new, a recogniser without its tokenizer, and texts that
+    give no tokens.
     """
     family = family_of(source.model)
     if config.lookaheads is not None and not family.streams:
@@ -66,6 +67,9 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
     if config.flat_start and task == "ctc+rnnt" and not config.ctc_weight:
         raise UserError("flat_start: it needs CTC beside the RNN-T, which ctc_weight 0 leaves out; give more, like 0.3")
     keeps_tokens = own is not None and config.tokens is None
+    if config.predictor == "stateless" and (head == "ctc" or (keeps_tokens and own == head)):
+        why = f"--task {task} has no predictor" if head == "ctc" else f"{source.name} keeps its head, by {own}"
+        raise UserError(f"predictor stateless: {why}; give an encoder and --task rnnt, or leave predictor out")
     if keeps_tokens and own == head:
         return Pupil(source.model, load_tokens(str(source.name), source.model.config), task, new=False)
     tokens = load_tokens(str(source.name), source.model.config) if keeps_tokens else _new_tokens(cuts, config)
@@ -73,8 +77,15 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
         raise UserError(
             f"MODEL's tokens have their blank at {tokens.blank}, a new head has it last; give --tokens, for new ones"
         )
-    widths = {"width": config.predictor_width, "layers": config.predictor_layers}
-    return Pupil(with_head(source.model, head, tokens.size - 1, **widths), tokens, task, new=True)
+    recogniser = with_head(
+        source.model,
+        head,
+        tokens.size - 1,
+        width=config.predictor_width,
+        layers=config.predictor_layers,
+        predictor=config.predictor,
+    )
+    return Pupil(recogniser, tokens, task, new=True)
 
 
 def _new_tokens(cuts: CutSet, config: RecognitionConfig) -> Tokens:

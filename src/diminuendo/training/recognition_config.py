@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from diminuendo.data.sampling import BatchSettings
 from diminuendo.errors import UserError
+from diminuendo.families.recogniser import Predictor
 from diminuendo.training.config import TrainingConfig
 
 RecognitionTask = Literal["own", "ctc", "rnnt", "ctc+rnnt", "tdt"]
@@ -18,7 +19,8 @@ class RecognitionConfig(TrainingConfig):
     task: "own" for what MODEL recognises by, which for an encoder is "ctc+rnnt": an RNN-T whose encoder also has a CTC
     head while it is trained, whose loss counts ctc_weight.
     tokens: None for those MODEL comes with, characters for an encoder; token_count: of "pieces".
-    predictor_width, predictor_layers: of a new transducer's predictor and joint network.
+    predictor: of a new transducer, an "lstm" or "stateless", which sees the last two labels alone and has one layer;
+    predictor_width, predictor_layers: of it and of the joint network.
     head_learning_rate: of all that is not the encoder; in a compression, of a head that is new.
     flat_start: the fraction of the steps that begin by learning frames, as if all labels of a clip were equally long.
     From a head that knows nothing of speech CTC and RNN-T may stay for thousands of steps where they give the most
@@ -34,6 +36,7 @@ class RecognitionConfig(TrainingConfig):
     tokens: TokenKind | None = None
     token_count: int = 256
     ctc_weight: float = 0.3
+    predictor: Predictor = "lstm"
     predictor_width: int = 256
     predictor_layers: int = 1
     head_learning_rate: float = 1e-3
@@ -49,6 +52,7 @@ class RecognitionConfig(TrainingConfig):
         for name, given, known in (
             ("--task", self.task, get_args(RecognitionTask)),
             ("--tokens", self.tokens, get_args(TokenKind)),
+            ("predictor", self.predictor, get_args(Predictor)),
         ):
             if given is not None and given not in known:
                 raise UserError(f"{name} {given}: expected one of {', '.join(known)}")
@@ -64,6 +68,11 @@ class RecognitionConfig(TrainingConfig):
         for name in ("token_count", "predictor_width", "predictor_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.predictor == "stateless" and self.task in (None, "ctc"):
+            why = "there is no task" if self.task is None else "--task ctc has no predictor"
+            raise UserError(f"predictor stateless: {why}; give --task rnnt or ctc+rnnt, or leave predictor out")
+        if self.predictor == "stateless" and self.predictor_layers != 1:
+            raise UserError(f"predictor stateless: it has 1 layer, got predictor_layers {self.predictor_layers}")
         if self.ctc_weight < 0:
             raise UserError(f"ctc_weight must not be negative, got {self.ctc_weight}")
         if self.lookaheads is not None and (not self.lookaheads or min(self.lookaheads) < 0):

@@ -2,7 +2,7 @@
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model
-from diminuendo.families.recogniser import with_head
+from diminuendo.families.recogniser import head_like, with_head
 from diminuendo.profiling.count import count_parameters
 from diminuendo.students.deep_thin import deep_thin
 from diminuendo.tasks.recognition import blank_of
@@ -25,9 +25,7 @@ def thin_student(stages: TwoStages, trainer: Loop) -> Model:
     beside = count_parameters(source) - count_parameters(encoder)
     student = deep_thin(encoder, config.budget.amount(stages.total) - beside, seed=config.seed)
     if task is not None:
-        lstm = source.decoder.lstm if task != "ctc" else None
-        widths = {} if lstm is None else {"width": lstm.hidden_size, "layers": lstm.num_layers}
-        student = with_head(student, task, source.config.vocab_size - 1, **widths)
+        student = with_head(student, task, source.config.vocab_size - 1, **head_like(source))
     kept = count_parameters(student) / count_parameters(source)
     trainer.carried = {
         "skipped": "",
