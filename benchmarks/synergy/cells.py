@@ -59,6 +59,14 @@ class Cell:
         return asdict(self)
 
 
+# Of several sizes.
+BY_SIZE = (
+    *(Cell("full", method, from_teacher=True) for method in METHODS),
+    Cell("full", "thin"),
+    Cell("full", "thin", distilled=False),
+)
+
+
 def grid() -> list[Cell]:
     """All cells, the most telling first: what is unfinished already tells something."""
     alone: dict[str, Any] = {"distilled": False}
@@ -91,9 +99,5 @@ def grid() -> list[Cell]:
             *(Cell(mode, method, from_teacher=True, seed=seed) for method in METHODS),
         )
     ]
-    sizes = [
-        replace(cell, keep=keep)
-        for keep in (0.5, 0.125)
-        for cell in (Cell("full", "l0"), Cell("full", "lowrank"), Cell("full", "thin"), Cell("full", "thin", False))
-    ]
+    sizes = [replace(cell, keep=keep) for keep in (0.5, 0.125) for cell in BY_SIZE]
     return [*first, *both, *controls, *sizes, *seeds, *beside]

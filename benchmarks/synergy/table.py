@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.recogniser_tables import Results, Row, mean_interval, ratio_interval, read, time_models
 from benchmarks.record import RESULTS
-from benchmarks.synergy.cells import METHODS, MODES, Cell, Method, Mode, grid
+from benchmarks.synergy.cells import BY_SIZE, METHODS, MODES, Cell, Method, Mode, grid
 from diminuendo.evaluation.bootstrap import summed
 
 HEADLINE = {"full": "wer", "streaming": "wer_1040_ms"}
@@ -176,9 +176,7 @@ def plot(found: Results, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for number, one in enumerate(
-        [Cell("full", "l0"), Cell("full", "lowrank"), Cell("full", "thin"), Cell("full", "thin", False)]
-    ):
+    for number, one in enumerate(BY_SIZE):
         points = []
         for keep in (0.125, 0.25, 0.5):
             for name in seeds(found, replace(one, keep=keep))[:1]:
