@@ -12,10 +12,11 @@ from torch import Tensor
 
 from benchmarks.record import record
 from diminuendo.api import source_of
-from diminuendo.evaluation.bootstrap import interval, resampled
+from diminuendo.evaluation.bootstrap import FEWEST, interval, resampled
 from diminuendo.profiling.latency import measure_interleaved
 
 LATENCY = "latency.json"
+PASSES = 20  # whose median is the latency
 Row = dict[str, Any]
 
 
@@ -41,7 +42,9 @@ def read(folder: Path) -> Results:
 
 
 def ratio_interval(sums: Float[Tensor, "groups 2"]) -> str:
-    """Of the first column's sum in percent of the second's, over groups drawn again."""
+    """Of the first column's sum in percent of the second's, over groups drawn again, if there are enough of them."""
+    if len(sums) < FEWEST:
+        return "no interval"
     above, below = resampled(sums, seed=0).unbind(dim=1)
     low, high = interval(100 * above / below, len(sums))
     return f"{low:+.1f} to {high:+.1f}"
@@ -61,5 +64,5 @@ def time_models(found: Results, places: Mapping[str, Path], folder: Path) -> Non
     models = {
         name: source_of(path).model for name, path in places.items() if path.is_dir() and "params" in found.rows[name]
     }
-    measured = measure_interleaved(models, runs=20)
+    measured = measure_interleaved(models, runs=PASSES)
     record(folder / LATENCY, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in measured.items()}})
