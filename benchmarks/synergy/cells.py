@@ -72,7 +72,7 @@ def grid() -> list[Cell]:
     alone: dict[str, Any] = {"distilled": False}
     kinds: list[dict[str, Any]] = [
         *({"method": method} for method in (*METHODS, "thin")),
-        *({"method": method, "from_teacher": True} for method in METHODS),
+        *({"method": method, "from_teacher": True} | taught for taught in ({}, alone) for method in METHODS),
         *({"method": method} | alone for method in (*METHODS, "thin")),
         *({"method": method, "agnostic": True} | taught for taught in ({}, alone) for method in METHODS),
     ]

@@ -72,7 +72,7 @@ def table(mode: Mode, found: Results) -> str:
     if teacher in found.rows:
         lines.append(_line("the teacher, whole", [teacher], found, key, others, None, None))
     for cell in cells_of(mode, found):
-        alone = seeds(found, replace(cell, method="thin", agnostic=False, distilled=True))
+        alone = seeds(found, Cell(cell.mode, "thin", keep=cell.keep))
         line = _line(label(cell), seeds(found, cell), found, key, others, alone, teacher)
         lines.append(line)
     return "\n".join(lines)
@@ -137,6 +137,7 @@ def questions(mode: Mode) -> list[tuple[str, Cell, Cell]]:
             (f"{name}: the thin student trained directly", joint, replace(thin, distilled=False)),
             (f"{name}: the same from the teacher's weights", joint, late),
             (f"{name}, from the teacher's weights: distillation alone, into a thin student", late, thin),
+            (f"{name}, from the teacher's weights: without distillation", late, replace(late, distilled=False)),
         ]
     return found
 
