@@ -68,7 +68,7 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
         raise UserError("flat_start: it needs CTC beside the RNN-T, which ctc_weight 0 leaves out; give more, like 0.3")
     keeps_tokens = own is not None and config.tokens is None
     if config.predictor == "stateless" and (head == "ctc" or (keeps_tokens and own == head)):
-        why = f"--task {task} has no predictor" if head == "ctc" else f"{source.name} keeps its head, by {own}"
+        why = f"--task {task} has no predictor" if head == "ctc" else f"MODEL keeps its head, by {own}"
         raise UserError(f"predictor stateless: {why}; give an encoder and --task rnnt, or leave predictor out")
     if keeps_tokens and own == head:
         return Pupil(source.model, load_tokens(str(source.name), source.model.config), task, new=False)
