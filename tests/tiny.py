@@ -153,6 +153,15 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
     return model
 
 
+TRANSDUCERS = [
+    ("parakeet", "rnnt"),
+    ("parakeet", "tdt"),
+    ("nemotron", "rnnt"),
+    ("parakeet", "stateless"),
+    ("nemotron", "stateless"),
+]
+
+
 def tiny_transducer(family: str, style: str = "rnnt") -> Any:
     """As `tiny_model`; of the style "stateless" one with a stateless predictor."""
     if style != "stateless":

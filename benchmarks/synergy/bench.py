@@ -100,8 +100,8 @@ def _cell(places: Places, cell: Cell) -> Job:
         return make.cell(cell, encoder, teacher, places.words, places.work / "cells" / cell.name)
 
     def made() -> dict[str, Any]:
-        taught_by = {"teacher": model_fingerprint(teacher)} if cell.taught else {}
-        return {**taught_by, **unless_diverged(cell.name, trained, otherwise)}
+        of = {"teacher": model_fingerprint(teacher)} if cell.of_teacher else {}
+        return {**of, **unless_diverged(cell.name, trained, otherwise)}
 
     return made
 
@@ -112,9 +112,9 @@ def check(places: Places, chosen: list[Cell]) -> None:
     for cell in chosen:
         if places.made(cell.name):
             teacher = places.teacher(cell.mode)
-            if cell.taught and cell.mode not in teachers and teacher.is_dir():
+            if cell.of_teacher and cell.mode not in teachers and teacher.is_dir():
                 teachers[cell.mode] = model_fingerprint(teacher)
-            known = teachers.get(cell.mode) if cell.taught else None
+            known = teachers.get(cell.mode) if cell.of_teacher else None
             check_result(places.result(cell.name), make.settings_of(cell), teacher, known)
 
 

@@ -51,6 +51,11 @@ class Cell:
         return self.distilled and not self.agnostic and not self.by_encoder
 
     @property
+    def of_teacher(self) -> bool:
+        """Whether with another uncompressed recogniser it would be another."""
+        return self.taught or self.from_teacher
+
+    @property
     def run_seed(self) -> int:
         """Of the run. A stage draws from its run's seed plus its number, so neighbours would share theirs."""
         return 10 * (self.seed + 1)

@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from benchmarks import recogniser_tables
 from benchmarks.conformer import bench, make, table
@@ -52,29 +50,10 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     return cells
 
 
-@pytest.fixture
-def voices(tmp_path: Path) -> Path:
-    """Three words by a speaker of each split and by two of digits."""
-    random = np.random.default_rng(0)
-    speakers = {"arabic_commands": {"0001": "train", "0002": "dev", "0003": "test"}, "digits": {"a": None, "b": None}}
-    for folder, splits in speakers.items():
-        (tmp_path / "speech" / folder).mkdir(parents=True)
-        rows = []
-        for speaker, split in splits.items():
-            for keyword in ("zero", "one", "two"):
-                path = f"{speaker}_{keyword}.wav"
-                soundfile.write(tmp_path / "speech" / folder / path, random.uniform(-0.5, 0.5, 8000), 16_000)
-                row = {"audio_filepath": path, "duration": 0.5, "keyword": keyword, "speaker": speaker}
-                rows.append(row | ({"split": split} if split else {}))
-        manifest = tmp_path / "speech" / folder / "manifest.jsonl"
-        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "speech"
-
-
 def test_teachers_then_cells_are_made_once_and_the_table_of_each_recogniser_has_them(
-    voices: Path, tmp_path: Path, small_cells: list[Cell]
+    speech: Path, tmp_path: Path, small_cells: list[Cell]
 ) -> None:
-    places = Places(voices, tmp_path / "work", tmp_path / "results")
+    places = Places(speech, tmp_path / "work", tmp_path / "results")
     lay_out(places)
     first, complete = bench.jobs(places, small_cells)
     assert (set(first), complete) == ({"task", "pretrained-full", "pretrained-wav2vec2-conformer"}, False)

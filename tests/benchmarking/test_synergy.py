@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from benchmarks.synergy import bench, make, table
 from benchmarks.synergy.bench import Places
@@ -41,24 +39,6 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     return cells
 
 
-@pytest.fixture
-def speech(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    voices = {"arabic_commands": {"0001": "train", "0002": "dev", "0003": "test"}, "digits": {"a": None, "theo": None}}
-    for folder, speakers in voices.items():
-        (tmp_path / "speech" / folder).mkdir(parents=True)
-        rows = []
-        for speaker, split in speakers.items():
-            for keyword in ("zero", "one", "two"):
-                path = f"{speaker}_{keyword}.wav"
-                soundfile.write(tmp_path / "speech" / folder / path, random.uniform(-0.5, 0.5, 8000), 16_000)
-                row = {"audio_filepath": path, "duration": 0.5, "keyword": keyword, "speaker": speaker}
-                rows.append(row | ({"split": split} if split else {}))
-        manifest = tmp_path / "speech" / folder / "manifest.jsonl"
-        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "speech"
-
-
 def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it(
     speech: Path, tmp_path: Path, small_bench: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +58,10 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     for cell in small_bench:
         kept = found.rows[cell.name]["params"] / found.rows[f"teacher-{cell.mode}"]["params"]
         assert kept == pytest.approx(cell.keep, abs=0.03)
+        if not cell.agnostic:
+            started = places.teacher("full") if cell.from_teacher else places.encoder("full")
+            run = json.loads((places.work / "cells" / cell.name / "model" / "run.json").read_text())
+            assert run["source"] == str(started)
     errors = found.errors(small_bench[0].name, "wer")
     wer = found.rows[small_bench[0].name]["wer"]
     assert float(errors.sum() / found.words.sum()) == pytest.approx(wer["wer"])
@@ -89,6 +73,8 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     text = table.table("full", found)
     assert len(text.splitlines()) == 6
     assert "| thin student, distilled |" in text
+    (late,) = (line.split(" | ") for line in text.splitlines() if "from the teacher's weights" in line)
+    assert late[3].endswith(" %")  # than the thin student
     assert table.missing(found) == []
     table.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
@@ -111,9 +97,15 @@ def test_results_of_other_settings_or_another_teacher_are_refused(
     places, cell = Places(tmp_path, tmp_path, tmp_path), Cell("full", "l0")
     found = {"settings": make.settings_of(cell), "teacher": "one"}
     places.result(cell.name).write_text(json.dumps(found))
+    untaught, late = (Cell("full", "l0", distilled=False, from_teacher=late) for late in (False, True))
+    places.result(untaught.name).write_text(json.dumps({"settings": make.settings_of(untaught)}))
     bench.check(places, grid())
     places.teacher("full").mkdir()
     monkeypatch.setattr(bench, "model_fingerprint", lambda *_: "two")
+    bench.check(places, [untaught])
+    places.result(late.name).write_text(json.dumps({"settings": make.settings_of(late), "teacher": "one"}))
+    with pytest.raises(UserError, match="another teacher"):
+        bench.check(places, [late])
     with pytest.raises(UserError, match="another teacher"):
         bench.check(places, grid())
     places.result(cell.name).write_text(json.dumps(found | {"settings": found["settings"] | {"steps": 1}}))

@@ -11,15 +11,7 @@ from diminuendo.families import family_of
 from diminuendo.families.parakeet import LOG_MEL
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of
-from tiny import extractor_of, inputs_of, tiny_model, tiny_transducer
-
-TRANSDUCERS = [
-    ("parakeet", "rnnt"),
-    ("parakeet", "tdt"),
-    ("nemotron", "rnnt"),
-    ("parakeet", "stateless"),
-    ("nemotron", "stateless"),
-]
+from tiny import TRANSDUCERS, extractor_of, inputs_of, tiny_model, tiny_transducer
 
 
 def logits(model: Any) -> torch.Tensor:

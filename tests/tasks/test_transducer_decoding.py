@@ -15,16 +15,9 @@ from diminuendo.errors import UserError
 from diminuendo.families import model_inputs
 from diminuendo.tasks.hypotheses import Hypothesis, log_add
 from diminuendo.tasks.transducer import State, beam_search, greedy, joint_logits, predict
-from tiny import extractor_of, tiny_transducer
+from tiny import TRANSDUCERS, extractor_of, tiny_transducer
 
 BLANK = 10
-TRANSDUCERS = [
-    ("parakeet", "rnnt"),
-    ("parakeet", "tdt"),
-    ("nemotron", "rnnt"),
-    ("parakeet", "stateless"),
-    ("nemotron", "stateless"),
-]
 RNNT = pytest.mark.parametrize("style", ["rnnt", "stateless"])
 LENGTHS = torch.tensor([23, 9, 16, 1, 0])
 

@@ -27,8 +27,12 @@ def agnostic(method: Method) -> CompressConfig:
 
 
 def prune_only(method: Method) -> CompressConfig:
-    """Removal and the task, without a teacher: what distillation adds is what `joint` is better by."""
-    return replace(joint(method), hidden_weight=0.0, posterior_weight=0.0)
+    """Removal and the task, without a teacher: what distillation adds is what `joint` is better by.
+
+    The budget comes slowly, over all of the stage: else members are gone before a new head has learned what it needs
+    (docs/LOG.md).
+    """
+    return replace(joint(method), hidden_weight=0.0, posterior_weight=0.0, ramp=1.0)
 
 
 def distil_only() -> CompressConfig:
