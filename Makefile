@@ -81,19 +81,23 @@ bench-latency: env
 bench-rnnt: env
 	$(BIN)/python -m benchmarks.transducer
 
-# make bench-synergy SPEECH=folder [WORK=bench]: small recognisers by every method and without; hours, resumable
+# make bench-synergy SPEECH=folder [WORK=bench] [REFERENCES=]: small recognisers by every method and without; hours, resumable
+# From the encoders and teachers that are kept here; with REFERENCES= it makes its own, some two hours of two cores.
 # SPEECH: see benchmarks/words/corpus.py and benchmarks/synergy/bench.py
+REFERENCES ?= benchmarks/results/references
 bench-synergy: env
 	@test -n "$(SPEECH)" || { echo "make bench-synergy SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.synergy $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.synergy $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS) \
+	  $(if $(REFERENCES),--references $(REFERENCES))
 	$(BIN)/python -m benchmarks.synergy.table --results $(WORK)/synergy/results --latency $(WORK)/synergy \
 	  --plot $(WORK)/synergy.png
 
-# make bench-conformer SPEECH=folder [WORK=bench]: half of conformer recognisers, L0 beside its baselines; hours, resumable
+# make bench-conformer SPEECH=folder [WORK=bench] [REFERENCES=]: half of conformer recognisers, L0 beside its baselines; hours, resumable
 # Goes on from the words and the Parakeet teacher of bench-synergy, and makes them where they are not there yet.
 bench-conformer: env
 	@test -n "$(SPEECH)" || { echo "make bench-conformer SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.conformer $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.conformer $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS) \
+	  $(if $(REFERENCES),--references $(REFERENCES))
 	$(BIN)/python -m benchmarks.conformer.table --results $(WORK)/synergy/conformer-results --latency $(WORK)/synergy
 
 clean:

@@ -40,13 +40,12 @@ def jobs(places: Places, chosen: list[Cell]) -> tuple[dict[str, Job], bool]:
 
 
 def _references(places: Places, kind: Kind) -> dict[str, Job]:
-    """An encoder, and once it is there its recogniser; of a Parakeet recogniser that is there that one alone."""
+    """An encoder, and once it is there its recogniser; of a recogniser that is there that one alone."""
     encoder, teacher = places.work / ENCODERS[kind], teacher_of(places, kind)
     found: dict[str, Job] = {}
-    there = kind == "parakeet" and teacher.is_dir()
-    if not there:
+    if not teacher.is_dir():
         found[ENCODERS[kind]] = partial(make.pretrained, kind, places.unlabelled, encoder)
-    if there or places.made(ENCODERS[kind]):
+    if teacher.is_dir() or places.made(ENCODERS[kind]):
         found[TEACHERS[kind]] = partial(make.teacher, kind, encoder, places.words, teacher)
     return found
 

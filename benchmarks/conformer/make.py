@@ -47,9 +47,11 @@ def pretrained(kind: Kind, unlabelled: Path, out: Path) -> dict[str, Any]:
 
 
 def teacher(kind: Kind, encoder: Path, words: Path, out: Path) -> dict[str, Any]:
-    """The uncompressed recogniser. That of the grid of small recognisers is taken as it is, if it is there."""
+    """The uncompressed recogniser, taken as it is if it is there: by the grid of small recognisers, or kept."""
+    if out.is_dir():
+        return measured(out, words)
     if kind == "parakeet":
-        return measured(out, words) if out.is_dir() else synergy.teacher("full", encoder, words, out)
+        return synergy.teacher("full", encoder, words, out)
     runs = {
         out.with_name(f"{out.name}-begun"): RECOGNITION | BEGUN,
         out.with_name(f"{out.name}-finished"): RECOGNITION | FINISHED,

@@ -1,7 +1,8 @@
 """The parts of the benchmark in one working directory: what needs what, and where it is."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,29 @@ def lay_out(places: Places) -> None:
         beside = places.unlabelled.with_suffix(".tmp")
         beside.write_text("".join(json.dumps(row) + "\n" for manifest in manifests for row in _unlabelled(manifest)))
         beside.rename(places.unlabelled)
+
+
+def take(kept: Path, names: Sequence[str], places: Places) -> None:
+    """Puts the models of these names that `kept` has, NAME/ beside NAME.json, where they would be made.
+
+    Raises UserError if it has none, and where another model or another result is in the place of one.
+    """
+    there = [name for name in names if (kept / name).is_dir() and (kept / f"{name}.json").is_file()]
+    if not there:
+        raise UserError(f"--references {kept}: expected folders like {names[0]}, with a JSON of that name each")
+    places.results.mkdir(parents=True, exist_ok=True)
+    for name in there:
+        model, result = places.work / name, places.result(name)
+        if not model.exists():
+            beside = model.with_name(f"{name}-taken")
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(kept / name, beside)
+            beside.rename(model)
+        if not result.exists():
+            shutil.copyfile(kept / f"{name}.json", result)
+        same_result = result.read_bytes() == (kept / f"{name}.json").read_bytes()
+        if not same_result or model_fingerprint(model) != model_fingerprint(kept / name):
+            raise UserError(f"{model} or {result} is not that of --references {kept}: remove both, or leave that out")
 
 
 def _unlabelled(manifest: Path) -> Iterator[dict[str, Any]]:

@@ -89,15 +89,17 @@ def test_teachers_then_cells_are_made_once_and_the_table_of_each_recogniser_has_
     assert table.missing(found) == []
 
 
-def test_a_teacher_that_the_other_benchmark_has_made_is_taken_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_that_is_there_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = Places(tmp_path, tmp_path, tmp_path / "results")
     (tmp_path / PARAKEET).mkdir()
     monkeypatch.setattr(make, "measured", lambda model, words: {"measured": model.name})
     ready, complete = bench.jobs(places, grid())
     assert (set(ready), complete) == ({"task", PARAKEET, "pretrained-wav2vec2-conformer"}, False)
     assert ready[PARAKEET]() == {"measured": PARAKEET}
+    (tmp_path / WAV2VEC2).mkdir()  # one that was kept
+    ready, complete = bench.jobs(places, grid())
+    assert (set(ready), complete) == ({"task", PARAKEET, WAV2VEC2}, False)
+    assert ready[WAV2VEC2]() == {"measured": WAV2VEC2}
 
 
 def test_every_halved_or_whole_recogniser_has_as_many_steps_of_as_much_audio_and_begins_at_one_rate() -> None:

@@ -149,6 +149,30 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         bench.lay_out(Places(tmp_path, tmp_path, tmp_path))
 
 
+def test_models_that_are_kept_are_taken_and_none_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "model_fingerprint", lambda model: (model / "weights").read_text())
+    kept, places = tmp_path / "kept", Places(tmp_path, tmp_path / "work", tmp_path / "results")
+    names = ["teacher-full", "teacher-streaming"]
+    with pytest.raises(UserError, match="expected folders like teacher-full"):
+        bench.take(kept, names, places)
+    for name in ("teacher-full", "pretrained-full"):
+        (kept / name).mkdir(parents=True)
+        (kept / name / "weights").write_text("1.0")
+        (kept / f"{name}.json").write_text("{}")
+    for _ in range(2):
+        bench.take(kept, names, places)
+        assert [path.name for path in places.work.iterdir()] == ["teacher-full"]
+        assert [path.name for path in places.results.iterdir()] == ["teacher-full.json"]
+    assert (places.teacher("full") / "weights").read_text() == "1.0"
+    for changed in (places.teacher("full") / "weights", places.result("teacher-full")):
+        before = changed.read_text()
+        changed.write_text("2.0")
+        with pytest.raises(UserError, match="is not that of --references"):
+            bench.take(kept, names, places)
+        assert changed.read_text() == "2.0"
+        changed.write_text(before)
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "two"])
 def test_less_than_one_worker_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1; got {text}"):

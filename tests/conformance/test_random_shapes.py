@@ -38,9 +38,10 @@ def random_selection(axes: tuple[Axis, ...], seed: int) -> Selection:
 
 
 def check(family: str, style: str, low_rank: bool, seed: int) -> None:
-    model: Any = tiny_model(family, style)
+    # In double precision: a norm over two members that are nearly alike makes rounding in single precision 1e-5.
+    model: Any = tiny_model(family, style).double()
     choose = partial(random_selection, seed=seed)
-    gated_and_removed(model, "", "", low_rank=low_rank, choose=choose).check()
+    gated_and_removed(model, "", "", low_rank=low_rank, choose=choose).check(1e-10)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=SLOW)
