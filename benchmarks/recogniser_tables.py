@@ -33,12 +33,13 @@ class Results:
         return torch.tensor(self.rows[name][key]["errors"], dtype=torch.float64)
 
 
-def read(folder: Path) -> Results:
-    """What a folder has; nothing of one without results."""
+def read(folder: Path, task: str = "task") -> Results:
+    """What a folder has; nothing of one without results. task: the result that says what test clips say."""
     rows = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     rows = {name: row for name, row in rows.items() if "failed" not in row}
-    task, latency = rows.pop("task", {"words": [], "speakers": []}), rows.pop("latency", {"p50_ms": {}})
-    return Results(rows, torch.tensor(task["words"], dtype=torch.float64), task["speakers"], latency["p50_ms"])
+    said, latency = rows.get(task, {"words": [], "speakers": []}), rows.get("latency", {"p50_ms": {}})
+    rows = {name: row for name, row in rows.items() if "params" in row}
+    return Results(rows, torch.tensor(said["words"], dtype=torch.float64), said["speakers"], latency["p50_ms"])
 
 
 def ratio_interval(sums: Float[Tensor, "groups 2"]) -> str:
@@ -61,8 +62,6 @@ def mean_interval(rows: Sequence[Row], unit: str) -> str:
 def time_models(found: Results, places: Mapping[str, Path], folder: Path) -> None:
     """Every model that is there in turn, batch 1, 10 s, one thread."""
     torch.set_num_threads(1)
-    models = {
-        name: source_of(path).model for name, path in places.items() if path.is_dir() and "params" in found.rows[name]
-    }
+    models = {name: source_of(path).model for name, path in places.items() if path.is_dir()}
     measured = measure_interleaved(models, runs=PASSES)
     record(folder / LATENCY, {"p50_ms": {name: round(value.p50_ms, 2) for name, value in measured.items()}})

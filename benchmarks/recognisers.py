@@ -13,6 +13,7 @@ from kaldialign import edit_distance
 from benchmarks.workers import Job
 from diminuendo.api import finetune, source_of
 from diminuendo.data.manifest import read_cuts
+from diminuendo.data.text import normalise
 from diminuendo.data.tokens import load_tokens
 from diminuendo.errors import UserError
 from diminuendo.evaluation.recognition import recognition_errors
@@ -84,19 +85,23 @@ def errors_of(model: Path, words: Path, split: str, lookahead: int | None = None
     cuts = read_cuts(words, split)
     result, transcripts = recognition_errors(recogniser, cuts, Decoding(lookahead=lookahead))
     del result["second"]
-    texts = {cut.id: cut.supervisions[0].text.split() for cut in cuts}
+    texts = {cut.id: _words(cut) for cut in cuts}
     return result, [edit_distance(texts[one.id], one.text.split())["total"] for one in transcripts]
 
 
-def task(words: Path) -> dict[str, Any]:
-    """Who says how many words in each test clip, in the order of their ids; and what the corpus was made of."""
-    cuts = sorted(read_cuts(words, "test"), key=lambda cut: str(cut.id))
-    said = [cut.supervisions[0] for cut in cuts]
+def task(data: Path) -> dict[str, Any]:
+    """Who says how many words in each test clip, in the order of their ids; of a corpus made here how it was."""
+    cuts = sorted(read_cuts(data, "test"), key=lambda cut: str(cut.id))
+    corpus = data / "corpus.json"
     return {
-        "corpus": json.loads((words / "corpus.json").read_text()),
-        "words": [len(one.text.split()) for one in said],
-        "speakers": [one.speaker for one in said],
+        **({"corpus": json.loads(corpus.read_text())} if corpus.is_file() else {}),
+        "words": [len(_words(cut)) for cut in cuts],
+        "speakers": [cut.supervisions[0].speaker for cut in cuts],
     }
+
+
+def _words(cut: Any) -> list[str]:
+    return normalise(cut.supervisions[0].text).split()
 
 
 def unless_diverged(name: str, made: Job, otherwise: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from diminuendo.data.connected import connect
 from diminuendo.errors import UserError
 
 UTTERANCES = 24_000
-OTHERS = ("librispeech_unlabelled", "arctic", "kathleen")  # what encoders hear beside the words
+SENTENCES = ("arctic", "kathleen")
+# The results that say what test clips say.
+TASKS: dict[Mode, str] = {"full": "task", "streaming": "task", "sentences": "task-sentences"}
+OTHERS = ("librispeech_unlabelled", *SENTENCES)  # what encoders hear beside the words
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,16 @@ class Places:
     def unlabelled(self) -> Path:
         return self.work / "unlabelled.jsonl"
 
+    @property
+    def sentences(self) -> Path:
+        return self.work / "sentences.jsonl"
+
+    def texts(self, mode: Mode) -> Path:
+        """What is recognised."""
+        return self.sentences if mode == "sentences" else self.words
+
     def encoder(self, mode: Mode) -> Path:
-        return self.work / f"pretrained-{mode}"
+        return self.work / f"pretrained-{make.ENCODER[mode]}"
 
     def teacher(self, mode: Mode) -> Path:
         return self.work / f"teacher-{mode}"
@@ -50,7 +61,7 @@ class Places:
 
 
 def lay_out(places: Places) -> None:
-    """Makes the audio: connected words, and for pretraining the train part of everything, without texts.
+    """Makes the audio: connected words, sentences, and for pretraining the train part of everything, without texts.
 
     Raises UserError if a folder is not there.
     """
@@ -58,11 +69,27 @@ def lay_out(places: Places) -> None:
         if not (places.speech / name / "manifest.jsonl").is_file():
             raise UserError(f"SPEECH {places.speech}: expected a folder {name} with a manifest.jsonl")
     connect(places.words, words_of(places.speech), train=UTTERANCES)
-    if not places.unlabelled.is_file():
-        manifests = [folder / "manifest.jsonl" for folder in (*(places.speech / name for name in OTHERS), places.words)]
-        beside = places.unlabelled.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(row) + "\n" for manifest in manifests for row in _unlabelled(manifest)))
-        beside.rename(places.unlabelled)
+    folders = [*(places.speech / name for name in OTHERS), places.words]
+    _write(places.unlabelled, [_unlabelled(row) for row in _rows(folders) if row.get("split", "train") == "train"])
+    _write(places.sentences, _rows([places.speech / name for name in SENTENCES]))
+
+
+def _rows(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Those of several manifests, with whole paths."""
+    for manifest in (folder / "manifest.jsonl" for folder in folders):
+        for row in map(json.loads, manifest.read_text().splitlines()):
+            yield row | {"audio_filepath": str(manifest.parent.resolve() / row["audio_filepath"])}
+
+
+def _unlabelled(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("audio_filepath", "duration")}
+
+
+def _write(manifest: Path, rows: Iterable[dict[str, Any]]) -> None:
+    if not manifest.is_file():
+        beside = manifest.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        beside.rename(manifest)
 
 
 def take(kept: Path, names: Sequence[str], places: Places) -> None:
@@ -88,31 +115,25 @@ def take(kept: Path, names: Sequence[str], places: Places) -> None:
             raise UserError(f"{model} or {result} is not that of --references {kept}: remove both, or leave that out")
 
 
-def _unlabelled(manifest: Path) -> Iterator[dict[str, Any]]:
-    """The train rows, or of a folder without splits all, with whole paths and without texts."""
-    for row in map(json.loads, manifest.read_text().splitlines()):
-        if row.get("split", "train") == "train":
-            yield {
-                "audio_filepath": str(manifest.parent.resolve() / row["audio_filepath"]),
-                "duration": row["duration"],
-            }
-
-
 def jobs(places: Places, chosen: list[Cell]) -> tuple[dict[str, Job], bool]:
     """What can be made by now, and whether that is all: encoders, teachers of them, then cells in their order."""
-    found: dict[str, Job] = {"task": lambda: task(places.words)}
-    for mode in MODES:
+    found: dict[str, Job] = {}
+    modes = [mode for mode in MODES if any(cell.mode == mode for cell in chosen)]
+    for mode in modes:
         found |= _references(places, mode)
-    there = {mode for mode in MODES if places.made(f"teacher-{mode}")}
+    there = {mode for mode in modes if places.made(f"teacher-{mode}")}
     found |= {cell.name: _cell(places, cell) for cell in chosen if cell.mode in there}
-    return found, len(there) == len(MODES)
+    return found, len(there) == len(modes)
 
 
 def _references(places: Places, mode: Mode) -> dict[str, Job]:
-    encoder, teacher = places.encoder(mode), places.teacher(mode)
-    found: dict[str, Job] = {f"pretrained-{mode}": lambda: make.pretrained(mode, places.unlabelled, encoder)}
-    if places.made(f"pretrained-{mode}"):
-        found[f"teacher-{mode}"] = lambda: make.teacher(mode, encoder, places.words, teacher)
+    encoder, teacher, texts = places.encoder(mode), places.teacher(mode), places.texts(mode)
+    found: dict[str, Job] = {
+        TASKS[mode]: lambda: task(texts),
+        encoder.name: lambda: make.pretrained(mode, places.unlabelled, encoder),
+    }
+    if places.made(encoder.name):
+        found[teacher.name] = lambda: make.teacher(mode, encoder, texts, teacher)
     return found
 
 
@@ -121,7 +142,7 @@ def _cell(places: Places, cell: Cell) -> Job:
     otherwise = {"cell": cell.as_dict(), "settings": make.settings_of(cell)}
 
     def trained() -> dict[str, Any]:
-        return make.cell(cell, encoder, teacher, places.words, places.work / "cells" / cell.name)
+        return make.cell(cell, encoder, teacher, places.texts(cell.mode), places.work / "cells" / cell.name)
 
     def made() -> dict[str, Any]:
         of = {"teacher": model_fingerprint(teacher)} if cell.of_teacher else {}

@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-Mode = Literal["full", "streaming"]
+Mode = Literal["full", "streaming", "sentences"]
 Method = Literal["l0", "lowrank", "l0+lowrank", "thin"]
 
-MODES: tuple[Mode, ...] = ("full", "streaming")
+MODES: tuple[Mode, ...] = ("full", "streaming", "sentences")
+WORDS: tuple[Mode, ...] = ("full", "streaming")  # connected ones, of speakers that are not in training
 METHODS: tuple[Method, ...] = ("l0", "lowrank")
 
 KEEP = 0.25  # of the teacher's parameters, its head included
@@ -21,11 +22,12 @@ AGNOSTIC, AGNOSTIC_AFTER_REMOVAL = 800, 400
 class Cell:
     """One recogniser.
 
-    mode: whether it hears whole clips or streams. method: what is removed, or "thin" for a student of fresh weights,
-    which is never `agnostic`. distilled: whether there is a teacher. agnostic: whether the encoder is compressed before
-    anyone learns to recognise, and not at the same time; then the teacher is the pretrained encoder, else the
-    uncompressed recogniser, or with `by_encoder` the encoder, too: what is left then is what the order alone gives.
-    from_teacher: whether it begins with that recogniser's weights and not with the pretrained encoder's.
+    mode: whether it hears clips of connected words whole, streams them, or hears read sentences whole. method: what is
+    removed, or "thin" for a student of fresh weights, which is never `agnostic`. distilled: whether there is a teacher.
+    agnostic: whether the encoder is compressed before anyone learns to recognise, and not at the same time; then the
+    teacher is the pretrained encoder, else the uncompressed recogniser, or with `by_encoder` the encoder, too: what is
+    left then is what the order alone gives. from_teacher: whether it begins with that recogniser's weights and not with
+    the pretrained encoder's.
     """
 
     mode: Mode
@@ -81,28 +83,33 @@ def grid() -> list[Cell]:
         *({"method": method} | alone for method in (*METHODS, "thin")),
         *({"method": method, "agnostic": True} | taught for taught in ({}, alone) for method in METHODS),
     ]
-    first = [Cell(mode, **kind) for kind in kinds for mode in MODES]
-    controls = [Cell(mode, method, by_encoder=True) for mode in MODES for method in METHODS]
+    first = [Cell(mode, **kind) for kind in kinds for mode in WORDS]
+    controls = [Cell(mode, method, by_encoder=True) for mode in WORDS for method in METHODS]
     both = [
         Cell(mode, "l0+lowrank", distilled, agnostic)
-        for mode in MODES
+        for mode in WORDS
         for distilled, agnostic in ((True, False), (True, True), (False, False), (False, True))
     ]
     seeds = [
         Cell(mode, method, agnostic=agnostic, seed=seed)
         for seed in (1, 2)
-        for mode in MODES
+        for mode in WORDS
         for agnostic in (False, True)
         for method in METHODS
     ]
     beside = [
         cell
         for seed in (1, 2)
-        for mode in MODES
+        for mode in WORDS
         for cell in (
             Cell(mode, "thin", seed=seed),
             *(Cell(mode, method, from_teacher=True, seed=seed) for method in METHODS),
         )
     ]
     sizes = [replace(cell, keep=keep) for keep in (0.5, 0.125) for cell in BY_SIZE]
-    return [*first, *both, *controls, *sizes, *seeds, *beside]
+    sentences = [
+        Cell("sentences", method, distilled, from_teacher=method != "thin")
+        for distilled in (True, False)
+        for method in (*METHODS, "thin")
+    ]
+    return [*first, *sentences, *both, *controls, *sizes, *seeds, *beside]

@@ -10,6 +10,7 @@ from diminuendo.profiling.count import count_parameters
 from diminuendo.training.finetune_config import FinetuneConfig
 from diminuendo.training.recognition_config import RecognitionTask
 
+ENCODER: dict[Mode, Mode] = {"full": "full", "streaming": "streaming", "sentences": "full"}  # whose is taken
 CONFIGURATION = {"full": "tiny-parakeet", "streaming": "tiny-nemotron"}
 LOOKAHEADS = (0, 1, 6, 13)  # frames of 80 ms
 FRAME_MS = 80
@@ -32,6 +33,12 @@ RECOGNITION: dict[str, Any] = {
     "learning_rate": 1e-3,
     "head_learning_rate": 2e-3,
 }
+# What one is told beside. A frame of 80 ms is too long for characters, which CTC has one a frame of at most.
+HEARD: dict[Mode, dict[str, Any]] = {
+    "full": {},
+    "streaming": {"lookaheads": LOOKAHEADS},
+    "sentences": {"tokens": "pieces", "token_count": 256},
+}
 # In several runs, the later ones at a lower rate with more voices and larger masks; their weights are then averaged.
 TEACHER: dict[str, Any] = {"steps": 8000, "flat_start": 0.1, "augment_from": 0.3}
 FINISHED: dict[str, Any] = {
@@ -45,6 +52,7 @@ FINISHED: dict[str, Any] = {
 # The tasks of the later runs. A run begins its CTC head beside anew, at a loss of 31 a label: the last ones have none.
 FINISHING: dict[Mode, tuple[RecognitionTask, ...]] = {
     "full": ("ctc+rnnt",),
+    "sentences": ("ctc+rnnt",),
     "streaming": ("ctc+rnnt", "ctc+rnnt", "rnnt", "rnnt"),
 }
 # Of a run to recognition: so long frames are learned before texts are.
@@ -53,22 +61,17 @@ FLAT_START, AUGMENT_FROM = 0.2, 0.4
 AFTERWARDS: dict[str, Any] = {"distil_learning_rate": RECOGNITION["learning_rate"], "distil_warm_up": 0.1}
 
 
-def heard(mode: Mode) -> dict[str, Any]:
-    """What a streaming recogniser is told in training, beside the rest."""
-    return {"lookaheads": LOOKAHEADS} if mode == "streaming" else {}
-
-
 def pretrained(mode: Mode, unlabelled: Path, out: Path) -> dict[str, Any]:
-    result = pretrain(CONFIGURATION[mode], unlabelled, out, resume=True, loop=QUIET, **PRETRAINING)
+    result = pretrain(CONFIGURATION[ENCODER[mode]], unlabelled, out, resume=True, loop=QUIET, **PRETRAINING)
     return {"settings": PRETRAINING, **told(result)}
 
 
 def teacher(mode: Mode, encoder: Path, words: Path, out: Path) -> dict[str, Any]:
     """The uncompressed recogniser: the encoder, and a head on it, as long as it takes."""
-    runs = {out.with_name(f"{out.name}-begun"): RECOGNITION | heard(mode) | TEACHER}
+    runs = {out.with_name(f"{out.name}-begun"): RECOGNITION | HEARD[mode] | TEACHER}
     for number, task in enumerate(FINISHING[mode]):
         path = out.with_name(f"{out.name}-finished" + (f"-{number + 1}" if number else ""))
-        runs[path] = RECOGNITION | heard(mode) | {"tokens": None} | FINISHED | {"task": task, "seed": number}
+        runs[path] = RECOGNITION | HEARD[mode] | {"tokens": None} | FINISHED | {"task": task, "seed": number}
     return {**best_of_runs(encoder, runs, words, out), **measured(mode, out, words)}
 
 
@@ -80,7 +83,7 @@ def cell(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """How a cell is trained: of one run its settings, of two those of compression and recognition."""
-    recognition = RECOGNITION | heard(cell.mode) | {"seed": cell.run_seed}
+    recognition = RECOGNITION | HEARD[cell.mode] | {"seed": cell.run_seed}
     recognition |= {"flat_start": FLAT_START, "augment_from": AUGMENT_FROM}
     if cell.agnostic:
         compression = {key: RECOGNITION[key] for key in ("seconds_per_batch", "speeds", "learning_rate")} | {

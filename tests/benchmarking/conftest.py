@@ -1,4 +1,4 @@
-"""Recordings of single words that benchmarks of recognisers make their task of."""
+"""Recordings of words and sentences that benchmarks of recognisers make their tasks of."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import soundfile
 
 @pytest.fixture
 def speech(tmp_path: Path) -> Path:
-    """Three words by a speaker of each split and by two of digits, one of whom is for tests."""
+    """Three words by a speaker of each split and by two of digits, one of them for tests; a sentence in each split."""
     random = np.random.default_rng(0)
     voices = {"arabic_commands": {"0001": "train", "0002": "dev", "0003": "test"}, "digits": {"a": None, "theo": None}}
     for folder, speakers in voices.items():
@@ -24,4 +24,11 @@ def speech(tmp_path: Path) -> Path:
                 rows.append(row | ({"split": split} if split else {}))
         manifest = tmp_path / "speech" / folder / "manifest.jsonl"
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "speech" / "arctic").mkdir()
+    rows = []
+    for split in ("train", "dev", "test"):
+        soundfile.write(tmp_path / "speech" / "arctic" / f"{split}.wav", random.uniform(-0.5, 0.5, 16_000), 16_000)
+        row = {"audio_filepath": f"{split}.wav", "duration": 1.0, "text": "Not at this, Tom!", "speaker": "slt"}
+        rows.append(row | {"split": split})
+    (tmp_path / "speech" / "arctic" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "speech"

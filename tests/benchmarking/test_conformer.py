@@ -27,6 +27,7 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr(synergy_make, "TEACHER", synergy_make.TEACHER | {"steps": 2})
     monkeypatch.setattr(synergy_make, "FINISHED", synergy_make.FINISHED | {"steps": 2})
     monkeypatch.setattr(synergy_bench, "OTHERS", ())
+    monkeypatch.setattr(synergy_bench, "SENTENCES", ())
     monkeypatch.setattr(synergy_bench, "UTTERANCES", 12)
     monkeypatch.setattr(make, "CONFIGURATION", "micro-wav2vec2-conformer")
     clusters = {"steps": 4, "num_clusters": 3, "cluster_seconds": 4.0}

@@ -26,13 +26,16 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr(make, "FINISHED", make.FINISHED | {"steps": 2})
     for name, value in {"STEPS": 8, "AFTER_REMOVAL": 2, "AGNOSTIC": 4, "AGNOSTIC_AFTER_REMOVAL": 1}.items():
         monkeypatch.setattr(make, name, value)
+    monkeypatch.setitem(make.HEARD, "sentences", {"tokens": "words"})
     monkeypatch.setattr(bench, "OTHERS", ())
+    monkeypatch.setattr(bench, "SENTENCES", ("arctic",))
     monkeypatch.setattr(bench, "UTTERANCES", 12)
     cells = [
         Cell("full", "l0", keep=0.6),
         Cell("full", "thin", keep=0.6),
         Cell("full", "l0", from_teacher=True, keep=0.6),
         Cell("streaming", "l0", distilled=False, agnostic=True, keep=0.6),
+        Cell("sentences", "thin", keep=0.6),
     ]
     monkeypatch.setattr(bench, "grid", lambda: cells)
     monkeypatch.setattr(table, "grid", lambda: cells)
@@ -45,10 +48,11 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     places = Places(speech, tmp_path / "work", tmp_path / "results")
     bench.lay_out(places)
     first, complete = bench.jobs(places, small_bench)
-    assert set(first) == {"task", "pretrained-full", "pretrained-streaming"}
+    assert set(first) == {"task", "task-sentences", "pretrained-full", "pretrained-streaming"}
     assert not complete
     bench.worker(places, 0)
-    names = {"task", *(f"{what}-{mode}" for what in ("pretrained", "teacher") for mode in ("full", "streaming"))}
+    teachers = {"teacher-full", "teacher-streaming", "teacher-sentences"}
+    names = set(first) | teachers
     assert {path.stem for path in places.results.glob("*.json")} == names | {cell.name for cell in small_bench}
     before = {path: path.stat().st_mtime_ns for path in places.results.glob("*.json")}
     bench.worker(places, 0)
@@ -69,13 +73,17 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
 
     table.measure_latency(found, places.work, places.results)
     found = table.read(places.results)
-    assert set(found.latency) == {"teacher-full", "teacher-streaming", *(cell.name for cell in small_bench)}
+    assert set(found.latency) == {*teachers, *(cell.name for cell in small_bench)}
     text = table.table("full", found)
     assert len(text.splitlines()) == 6
     assert "| thin student, distilled |" in text
     (late,) = (line.split(" | ") for line in text.splitlines() if "from the teacher's weights" in line)
     assert late[3].endswith(" %")  # than the thin student
     assert table.missing(found) == []
+    read = table.read(places.results, "task-sentences")
+    assert read.words.tolist() == [4]
+    (line,) = table.table("sentences", read).splitlines()[3:]
+    assert line.startswith("| thin student, distilled | ")
     table.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
