@@ -14,8 +14,9 @@ from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
+from diminuendo.importance import taylor
 from diminuendo.recipes import RECIPES
-from diminuendo.training import recognition
+from diminuendo.training import recognition, unlearned
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.own_prediction import extractor_of as fresh_extractor
@@ -74,6 +75,25 @@ def test_an_encoder_becomes_a_small_recogniser_of_the_size_that_was_asked(
     learned = method in ("l0", "l0+lowrank")
     assert (model.decoder.lstm.hidden_size + model.joint.head.in_features < 32) or not learned
     assert model.joint.head.in_features == 16 or learned
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_members_matter_by_the_loss_of_a_task_that_is_known_and_by_states_where_it_is_new(
+    known: bool, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spy(axes: Any, model: Any, values: Any, seed: int) -> Any:
+        values = list(values)
+        seen.extend(values[0]())
+        return taylor(axes, model, values, seed)
+
+    monkeypatch.setattr(unlearned, "taylor", spy)
+    model = models["parakeet-rnnt"] if known else models["parakeet"]
+    options = {"tokens": None} if known else {}
+    result = compress(model, corpus, tmp_path / "small", method="taylor", keep="params=0.6", **options)
+    assert 0.5 < result["params"]["kept"] <= 0.6
+    assert [value.dim() for value in seen] == ([0] if known else [2] * len(seen))
 
 
 @pytest.mark.parametrize("method", ["l0", pytest.param("thin", marks=pytest.mark.slow)])

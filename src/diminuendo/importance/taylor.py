@@ -1,9 +1,10 @@
-"""Importance of a member by how far the hidden states move, to first order, when it goes.
+"""Importance of a member by how far the loss or the hidden states move, to first order, when it goes.
 
 The published criterion (Molchanov et al. 2017, arXiv 1611.06440) is the change of the loss: the gradient with respect
-to a member's gate. Of a model that is its own teacher the distillation loss has no gradient. So ours is the change of
-what that loss compares, the hidden states h: the length of dh/dz, estimated by gradients of r . h for random r, which
-have it as their root mean square.
+to a member's gate. Of a recogniser that is its task's loss, clip by clip, as at a minimum the sum over clips has none.
+Of a model that is its own teacher the distillation loss has no gradient; there it is the change of what that loss
+compares, the hidden states h: the length of dh/dz, estimated by gradients of r . h for random r, which have it as their
+root mean square.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,20 +23,21 @@ DIRECTIONS = 16
 def taylor(
     axes: Sequence[Axis],
     model: nn.Module,
-    states_of: Iterable[Callable[[], Sequence[Float[Tensor, "frames dim"]]]],
+    values_of: Iterable[Callable[[], Sequence[Float[Tensor, "..."]]]],
     seed: int = 0,
 ) -> Scores:
-    """The rank of a member in its axis by the length of the hidden states' gradient with respect to its gate.
+    """The rank of a member in its axis by the length of the gradient with respect to its gate.
 
-    states_of: for some batches, what gives the hidden states of valid frames; all of them count alike, whatever their
-    scale. The gradient with respect to a gate of 1 is the sum of weight times gradient over what the gate multiplies.
+    values_of: for some batches or clips, what gives the hidden states of valid frames, or the loss; all of them count
+    alike, whatever their scale. The gradient with respect to a gate of 1 is the sum of weight times gradient over what
+    the gate multiplies.
     """
     squares = {axis.name: torch.zeros(axis.size) for axis in axes if axis.kind != "sublayer"}
     weights = {piece.parameter: model.get_parameter(piece.parameter) for axis in axes for piece in axis.gates}
     generator = torch.Generator().manual_seed(seed)
     for weight in weights.values():
         weight.requires_grad_(True)
-    for found in _gradients(states_of, list(weights.values()), generator):
+    for found in _gradients(values_of, list(weights.values()), generator):
         products = {
             name: torch.zeros_like(weight) if gradient is None else weight.detach() * gradient
             for (name, weight), gradient in zip(weights.items(), found, strict=True)
@@ -53,14 +55,18 @@ def taylor(
 
 
 def _gradients(
-    states_of: Iterable[Callable[[], Sequence[Tensor]]], weights: Sequence[Tensor], generator: torch.Generator
+    values_of: Iterable[Callable[[], Sequence[Tensor]]], weights: Sequence[Tensor], generator: torch.Generator
 ) -> Iterator[tuple[Tensor | None, ...]]:
-    """For every batch the gradients of r . h / |h|, summed over the states h, in several random directions r."""
-    for states in states_of:
-        hidden = states()
-        for turn in range(DIRECTIONS):
-            total = torch.zeros((), device=hidden[0].device)
-            for state in hidden:
-                direction = torch.randn(state.shape, generator=generator).to(state.device)
-                total = total + (direction * state).sum() / state.detach().norm()
-            yield torch.autograd.grad(total, weights, retain_graph=turn + 1 < DIRECTIONS, allow_unused=True)
+    """For every batch the gradients of r . h / |h|, summed over the values h, in several random directions r.
+
+    Of a loss alone there is one direction, up.
+    """
+    for values in values_of:
+        found = values()
+        directions = 1 if len(found) == found[0].numel() == 1 else DIRECTIONS
+        for turn in range(directions):
+            total = torch.zeros((), device=found[0].device)
+            for value in found:
+                drawn = torch.ones(()) if directions == 1 else torch.randn(value.shape, generator=generator)
+                total = total + (drawn.to(value.device) * value).sum() / value.detach().norm()
+            yield torch.autograd.grad(total, weights, retain_graph=turn + 1 < directions, allow_unused=True)

@@ -144,10 +144,8 @@ class TaughtRecognition(nn.Module):
 
     def train(self, mode: bool = True) -> "TaughtRecognition":
         super().train(mode)
-        self.student.eval()
+        in_evaluation(self.student, mode)
         for module in self.student.modules():
-            if isinstance(module, nn.LSTM):  # without dropout it is the same, and cuDNN has no gradient otherwise
-                module.train(mode)
             if isinstance(module, nn.BatchNorm1d):
                 module.train(mode and self.norms_by_batch)
         return self
@@ -193,6 +191,14 @@ class TaughtRecognition(nn.Module):
             return one_best_path(along(logits, path), along(taught, path), path.valid)
         nodes = lattice(logits, labels.ids, blank, counts, labels.lengths)
         return collapsed_lattice(nodes, known, counts, labels.lengths)
+
+
+def in_evaluation(model: Model, gradients: bool = True) -> None:
+    """A model as it recognises, whether or not there are gradients, which cuDNN has not of an LSTM in evaluation."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.LSTM):  # without dropout training is the same
+            module.train(gradients)
 
 
 def freeze_mask(model: Model) -> None:

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from diminuendo.data.audio import Skipped
-from diminuendo.data.batching import TrainingBatches
+from diminuendo.data.batching import Batch, TrainingBatches
 from diminuendo.distillation.hidden import valid_frames
 from diminuendo.families import Model, build_cost_model, family_of, model_inputs
 from diminuendo.importance import Scores, at_random, magnitude, taylor, whole_layers
@@ -19,6 +19,8 @@ from diminuendo.pruning.budget import Budget, select, selected_cost
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.structure.axis import Axis
 from diminuendo.training.loop import Loop
+from diminuendo.training.recogniser import HeardClips, LabelledClips
+from diminuendo.training.recognition import Hearing, RecognitionObjective, in_evaluation
 from diminuendo.training.removing import free_axes, remove_and_compare, removed_again
 from diminuendo.training.two_stages import TwoStages
 
@@ -77,20 +79,45 @@ def _scores(stages: TwoStages, plain: Model, axes: tuple[Axis, ...], device: tor
         return magnitude(axes, plain.state_dict())
     if config.method == "layerdrop":
         return whole_layers(axes)
-    scores = taylor(axes, plain.to(device), _states(stages, plain), config.seed)
+    plain.to(device)
+    if stages.clips is None or stages.clips.pupil.new:  # a head that is new knows nothing that could be lost
+        values = _states(stages, plain)
+    else:
+        values = _losses(stages, plain, stages.clips)
+    scores = taylor(axes, plain, values, config.seed)
     plain.cpu()
     return scores
 
 
-def _states(stages: TwoStages, model: Model) -> Iterator[Callable[[], Sequence[Tensor]]]:
-    """For some batches, what gives the distilled hidden states of valid frames."""
+def _losses(
+    stages: TwoStages, model: Model, clips: LabelledClips | HeardClips
+) -> Iterator[Callable[[], Sequence[Tensor]]]:
+    """For every clip of some batches, what gives the loss of the task that the model has."""
+    objective = RecognitionObjective(model, stages.source.extractor, Hearing())
+    in_evaluation(model)
+    for batch in _batches(stages):
+        labelled, texts = clips.texts(batch)
+        for waveform, length, text in zip(labelled.waveforms, labelled.lengths, texts, strict=True):
+            yield partial(_loss, objective, waveform[: int(length)].to(model.device), length.to(model.device), text)
+
+
+def _loss(objective: RecognitionObjective, waveform: Tensor, length: Tensor, text: Sequence[int]) -> list[Tensor]:
+    return [objective(waveform[None], length[None], 0, 0, [text])["loss"]]
+
+
+def _batches(stages: TwoStages) -> Iterator[Batch]:
     settings = stages.config.batch_settings(crop_to_shortest=stages.crops)
     batches = TrainingBatches(stages.cuts, settings, Skipped(named=False))
     try:
-        for batch in islice(batches, TAYLOR_BATCHES):
-            yield partial(_valid_states, stages, model, batch.waveforms.to(model.device), batch.lengths)
+        yield from islice(batches, TAYLOR_BATCHES)
     finally:
         batches.close()
+
+
+def _states(stages: TwoStages, model: Model) -> Iterator[Callable[[], Sequence[Tensor]]]:
+    """For some batches, what gives the distilled hidden states of valid frames."""
+    for batch in _batches(stages):
+        yield partial(_valid_states, stages, model, batch.waveforms.to(model.device), batch.lengths)
 
 
 def _valid_states(stages: TwoStages, model: Model, waveforms: Tensor, lengths: Tensor) -> list[Tensor]:
