@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
 
 import diminuendo
 from diminuendo import api, cli
+from diminuendo.data.manifest import read_cuts
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
@@ -221,6 +222,17 @@ def test_more_labels_than_frames_are_refused_for_ctc_and_not_for_a_transducer(
     letters = {"tokens": "characters"}
     assert "more labels than frames" in refused(encoders["parakeet"], data, tmp_path / "out", task="ctc", **letters)
     api.finetune(encoders["parakeet"], data, tmp_path / "out", task="rnnt", **{**SETTINGS, **letters})
+
+
+def test_of_a_set_that_is_not_in_memory_clips_are_counted_as_they_are_met(
+    encoders: dict[str, Path], corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "shar").mkdir()
+    read_cuts(corpus, None).to_shar(tmp_path / "shar", fields={"recording": "flac"}, shard_size=4)
+    with caplog.at_level(logging.WARNING):
+        result = api.finetune(encoders["parakeet"], tmp_path / "shar", tmp_path / "asr", max_seconds=1.0, **SETTINGS)
+    assert result["left_out"] == "2 clips left out: longer than 1 s"
+    assert [m for m in caplog.messages if "left out" in m] == [f"{n} clips left out: longer than 1 s" for n in (1, 2)]
 
 
 def test_clips_that_are_too_long_are_left_out_and_counted(

@@ -1,7 +1,7 @@
 """The recogniser that is trained: MODEL itself, or its encoder with a new head, and the texts that it learns."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from diminuendo.training.removing import Source
 log = logging.getLogger(__name__)
 
 LEFT_OUT_AT_MOST = 0.01
+TOO_SHORT, UNWRITTEN = "more labels than frames", "texts that the tokens cannot write"
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,12 @@ class HeardClips:
     """
 
     def __init__(self, cuts: CutSet, pupil: Pupil, config: RecognitionConfig, teacher: Source) -> None:
-        self.pupil, self.teacher, self.left_out = pupil, teacher, ""
-        longest = min(config.max_seconds, config.seconds_per_batch)
-        self.cuts = cuts.filter(lambda cut: cut.duration <= longest)
-        if not cuts.is_lazy:
-            self.cuts = _some(self.cuts.to_eager(), len(cuts), longest)
-            self.left_out = _said({f"longer than {longest:g} s": len(cuts) - len(self.cuts)})
+        self.pupil, self.teacher, self.unused = pupil, teacher, Unused()
+        self.cuts = self.unused.without_long(cuts, min(config.max_seconds, config.seconds_per_batch))
+
+    @property
+    def left_out(self) -> str:
+        return self.unused.summary()
 
     def texts(self, batch: Batch) -> tuple[Batch, Texts]:
         """The clips of a batch that have a frame, and the ids of the labels that were heard."""
@@ -118,25 +119,50 @@ class HeardClips:
             return batch, []
         found = [best.tokens for best, *_ in hypotheses(self.teacher.model, self.teacher.extractor, batch, Decoding())]
         usable = ~too_long_for_ctc(found, frames) if "ctc" in self.pupil.task else frames > 0
+        self.unused.add(TOO_SHORT, _ids(batch, ~usable))
         return _only(batch, usable), [text for text, is_usable in zip(found, usable.tolist(), strict=True) if is_usable]
 
 
-def _some(fitting: CutSet, clips: int, longest: float) -> CutSet:
-    """The clips that are not too long. UserError if there are none."""
-    if not len(fitting):
-        raise UserError(
-            f"all {clips} clips are longer than {longest:g} s, the most that training takes whole; cut them, or give a "
-            "larger max_seconds and --seconds-per-batch"
-        )
-    return fitting
+class Unused:
+    """The clips of a training that are left out, by why; of a set that is not in memory, those that were met."""
+
+    def __init__(self) -> None:
+        self.clips: dict[str, set[str]] = {}
+
+    def without_long(self, cuts: CutSet, longest: float) -> CutSet:
+        """The clips that are not too long. UserError if a set in memory has none."""
+        why = f"longer than {longest:g} s"
+
+        def fits(cut: Any) -> bool:
+            if cut.duration > longest:
+                self.add(why, [cut.id])
+            return bool(cut.duration <= longest)
+
+        if cuts.is_lazy:
+            return cuts.filter(fits)
+        self.add(why, [cut.id for cut in cuts if cut.duration > longest])
+        fitting = CutSet([cut for cut in cuts if cut.duration <= longest])
+        if not len(fitting):
+            raise UserError(
+                f"all {len(cuts)} clips are longer than {longest:g} s, the most that training takes whole; cut them, "
+                "or give a larger max_seconds and --seconds-per-batch"
+            )
+        return fitting
+
+    def add(self, why: str, clips: Iterable[str]) -> None:
+        """However often a clip is met it counts once; a warning says how many at every doubling."""
+        there = self.clips.setdefault(why, set())
+        before = len(there)
+        there.update(clips)
+        if len(there).bit_length() > before.bit_length():
+            log.warning("%d clips left out: %s", len(there), why)
+
+    def summary(self) -> str:
+        return ", ".join(f"{len(clips)} clips left out: {why}" for why, clips in self.clips.items() if clips)
 
 
-def _said(left_out: Mapping[str, int]) -> str:
-    """How many clips are left out and why, which is logged too."""
-    said = ", ".join(f"{count} clips left out: {why}" for why, count in left_out.items() if count)
-    if said:
-        log.warning("%s", said)
-    return said
+def _ids(batch: Batch, chosen: Bool[Tensor, " batch"]) -> list[str]:
+    return [str(cut.id) for cut, is_chosen in zip(batch.cuts, chosen.tolist(), strict=True) if is_chosen]
 
 
 def _only(batch: Batch, usable: Bool[Tensor, " batch"]) -> Batch:
@@ -163,31 +189,28 @@ class LabelledClips:
         self.pupil, self.model, self.ctc = pupil, pupil.model, "ctc" in pupil.task
         self.fastest = max(config.speeds)
         self.cuts, self.targets = check_texts(cuts, pupil.tokens)
-        self.left_out = ""
-        longest = min(config.max_seconds, config.seconds_per_batch)
-        if cuts.is_lazy:
-            self.cuts = self.cuts.filter(lambda cut: cut.duration <= longest)
-        else:
-            self._leave_out(longest, len(cuts) - len(self.cuts))
+        self.unused = Unused()
+        if not cuts.is_lazy:
+            written = {cut.id for cut in self.cuts}
+            self.unused.add(UNWRITTEN, [cut.id for cut in cuts if cut.id not in written])
+        self.cuts = self.unused.without_long(self.cuts, min(config.max_seconds, config.seconds_per_batch))
+        if self.ctc and not cuts.is_lazy:
+            self._leave_out_short()
 
-    def _leave_out(self, longest: float, unwritten: int) -> None:
-        """Leaves out what cannot be used. unwritten: clips that are gone already, as tokens lack what they say."""
+    @property
+    def left_out(self) -> str:
+        return self.unused.summary()
+
+    def _leave_out_short(self) -> None:
         clips = list(self.cuts)
-        fitting = list(_some(CutSet([cut for cut in clips if cut.duration <= longest]), len(clips), longest))
-        short = self._too_short(fitting, self.targets) if self.ctc else set()
-        if len(short) > LEFT_OUT_AT_MOST * len(fitting):
+        short = self._too_short(clips, self.targets)
+        if len(short) > LEFT_OUT_AT_MOST * len(clips):
             raise UserError(
-                f"{len(short)} of {len(fitting)} clips have more labels than frames, which CTC cannot align (first: "
+                f"{len(short)} of {len(clips)} clips have more labels than frames, which CTC cannot align (first: "
                 f"{min(short)}); give tokens of more letters each (pieces, words), or a model of more frames a second"
             )
-        self.left_out = _said(
-            {
-                "texts that the tokens cannot write": unwritten,
-                f"longer than {longest:g} s": len(clips) - len(fitting),
-                "more labels than frames": len(short),
-            }
-        )
-        self.cuts = CutSet([cut for cut in fitting if cut.id not in short])
+        self.unused.add(TOO_SHORT, short)
+        self.cuts = CutSet([cut for cut in clips if cut.id not in short])
 
     def _too_short(self, cuts: Sequence[Any], targets: Targets) -> set[str]:
         found = targets.of(cuts)
@@ -199,12 +222,14 @@ class LabelledClips:
     def texts(self, batch: Batch) -> tuple[Batch, Texts]:
         """The clips of a batch that can be used, and the ids of their labels."""
         found = self.targets.of(batch.cuts)
-        usable = torch.tensor([cut.id in found for cut in batch.cuts])
+        written = torch.tensor([cut.id in found for cut in batch.cuts])
         frames = family_of(self.model).frame_lengths(self.model, batch.lengths)
-        usable &= frames > 0
+        long_enough = frames > 0
         if self.ctc:
-            usable &= ~too_long_for_ctc([found.get(cut.id, []) for cut in batch.cuts], frames)
-        batch = _only(batch, usable)
+            long_enough &= ~too_long_for_ctc([found.get(cut.id, []) for cut in batch.cuts], frames)
+        self.unused.add(UNWRITTEN, _ids(batch, ~written))
+        self.unused.add(TOO_SHORT, _ids(batch, ~long_enough))
+        batch = _only(batch, written & long_enough)
         return batch, [found[cut.id] for cut in batch.cuts]
 
 
