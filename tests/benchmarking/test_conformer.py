@@ -34,7 +34,8 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr(make, "PRETRAINING", make.PRETRAINING | few | clusters)
     monkeypatch.setattr(make, "RECOGNITION", make.RECOGNITION | few)
     monkeypatch.setattr(make, "BEGUN", make.BEGUN | {"steps": 2})
-    monkeypatch.setattr(make, "FINISHED", make.FINISHED | {"steps": 2})
+    for name in ("FINISHED", "AGAIN", "FINISHED_AGAIN"):
+        monkeypatch.setattr(make, name, getattr(make, name) | {"steps": 2})
     for name, value in {"STEPS": 8, "AFTER_REMOVAL": 2, "SECONDS_PER_BATCH": 2.0}.items():
         monkeypatch.setattr(make, name, value)
     monkeypatch.setattr(recogniser_tables, "PASSES", 1)
