@@ -94,6 +94,7 @@ def test_an_own_recogniser_is_trained_on_with_its_tokens(
     encoders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     api.finetune(encoders["parakeet"], corpus, tmp_path / "once", task="rnnt", **SETTINGS)
+    assert str(encoders["parakeet"].parent) not in (tmp_path / "once" / "config.json").read_text()  # nobody's business
     on = {**SETTINGS, "tokens": None}
     again = api.finetune(tmp_path / "once", corpus, tmp_path / "twice", **on)
     assert (again["task"], again["new_head"], again["tokens"]) == ("rnnt", False, 3)

@@ -77,6 +77,7 @@ def save(
         for source in sources:
             shutil.copyfile(source, staging / source.name)
     model.save_pretrained(staging)
+    _forget_paths(staging / "config.json")
     extractor.save_pretrained(staging)
     if tokenizer is not None:
         tokenizer.save_pretrained(staging)
@@ -88,6 +89,15 @@ def save(
     for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, directory / path.name)
     staging.rmdir()
+
+
+def _forget_paths(config: Path) -> None:
+    """Takes out where a recogniser's encoder came from, a path of this machine that would be published."""
+    values = json.loads(config.read_text())
+    for part in values.values():
+        if isinstance(part, dict):
+            part.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _copy_tokenizer(source: str, directory: Path) -> None:
