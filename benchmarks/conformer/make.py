@@ -42,6 +42,8 @@ AGAIN: dict[str, Any] = FINISHED | {
 }
 FINISHED_AGAIN: dict[str, Any] = AGAIN | {"steps": 1500, "seed": 2, "learning_rate": 5e-4, "head_learning_rate": 5e-4}
 SECONDS_PER_BATCH = 15.0
+# As the teachers heard it: without masks and speeds 1,200 steps more made a whole one worse, 9.4 from 8.8 % of words.
+HEARD: dict[str, Any] = {key: RECOGNITION[key] for key in ("speeds", "augment_strength")} | {"augment_from": 0.0}
 RATE = conformer_l0().learning_rate
 LATER_RATE = conformer_l0().distil_learning_rate  # of L0 after removal
 
@@ -73,7 +75,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     """How a cell is trained."""
     settings: dict[str, Any] = {
         "seconds_per_batch": SECONDS_PER_BATCH,
-        "augment": False,
+        **HEARD,
         "learning_rate": RATE,
         "seed": cell.run_seed,
     }

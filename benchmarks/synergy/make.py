@@ -57,6 +57,9 @@ FINISHING: dict[Mode, tuple[RecognitionTask, ...]] = {
 }
 # Of a run to recognition: so long frames are learned before texts are.
 FLAT_START, AUGMENT_FROM = 0.2, 0.4
+ALONE: dict[str, Any] = {"hidden_weight": 0.0, "posterior_weight": 0.0}
+# As the recipes that only prune have it: without a teacher a new head has to learn what it needs before it is gone.
+SLOWLY: dict[str, Any] = {"ramp": 1.0}
 # After removal the rate rises to the same height again: what is left has half of the steps, and much to learn.
 AFTERWARDS: dict[str, Any] = {"distil_learning_rate": RECOGNITION["learning_rate"], "distil_warm_up": 0.1}
 
@@ -98,7 +101,9 @@ def settings_of(cell: Cell) -> dict[str, Any]:
         return {"compression": compression, "recognition": recognition | {"steps": STEPS - AGNOSTIC}}
     if cell.from_teacher:  # which can recognise already
         recognition |= {"task": "own", "tokens": None, "flat_start": 0.0, "augment_from": 0.0}
-    weights = {} if cell.distilled else {"hidden_weight": 0.0, "posterior_weight": 0.0}
+    weights = {} if cell.distilled else ALONE
+    if not cell.distilled and not cell.from_teacher and cell.method != "thin":
+        weights = weights | SLOWLY
     return recognition | weights | AFTERWARDS | {"steps": STEPS - AFTER_REMOVAL, "distil_steps": AFTER_REMOVAL}
 
 
