@@ -73,14 +73,14 @@ def test_the_gradient_is_that_of_the_gate() -> None:
 
 
 def test_of_losses_the_gradient_is_squared_clip_by_clip() -> None:
-    """Two clips whose gradients cancel in the sum are not nothing, and neither counts for more than its share."""
+    """Two clips whose gradients cancel in the sum are not nothing, nor is a clip of no loss more than others."""
     model = family_of(tiny_model()).plain(tiny_model()).double()
     axes = [axis for axis in family_of(model).axes(model) if axis.name == "encoder.layers.0.attention.heads"]
     waveforms = audio().double()
 
     def loss(sign: float) -> list[torch.Tensor]:
         hidden = family_of(model).hidden_states(model, {"input_values": waveforms})[-1]
-        return [1.0 + sign * (hidden[..., 0] - hidden[..., 0].detach()).sum()]
+        return [(1.0 + sign) * 0.5 + sign * (hidden[..., 0] - hidden[..., 0].detach()).sum()]
 
     weight = model.encoder.layers[0].attention.out_proj.weight
     (gradient,) = torch.autograd.grad(loss(1.0), weight.requires_grad_(True))

@@ -28,9 +28,9 @@ def taylor(
 ) -> Scores:
     """The rank of a member in its axis by the length of the gradient with respect to its gate.
 
-    values_of: for some batches or clips, what gives the hidden states of valid frames, or the loss; all of them count
-    alike, whatever their scale. The gradient with respect to a gate of 1 is the sum of weight times gradient over what
-    the gate multiplies.
+    values_of: for some batches, what gives the hidden states of valid frames, which count alike, whatever their scale;
+    or for some clips, what gives the loss. The gradient with respect to a gate of 1 is the sum of weight times gradient
+    over what the gate multiplies.
     """
     squares = {axis.name: torch.zeros(axis.size) for axis in axes if axis.kind != "sublayer"}
     weights = {piece.parameter: model.get_parameter(piece.parameter) for axis in axes for piece in axis.gates}
@@ -57,16 +57,18 @@ def taylor(
 def _gradients(
     values_of: Iterable[Callable[[], Sequence[Tensor]]], weights: Sequence[Tensor], generator: torch.Generator
 ) -> Iterator[tuple[Tensor | None, ...]]:
-    """For every batch the gradients of r . h / |h|, summed over the values h, in several random directions r.
+    """For every batch the gradients of r . h / |h|, summed over the states h, in several random directions r.
 
-    Of a loss alone there is one direction, up.
+    Of a loss, that of the loss.
     """
     for values in values_of:
         found = values()
-        directions = 1 if len(found) == found[0].numel() == 1 else DIRECTIONS
-        for turn in range(directions):
+        if found[0].dim() == 0:
+            yield torch.autograd.grad(found[0], weights, allow_unused=True)
+            continue
+        for turn in range(DIRECTIONS):
             total = torch.zeros((), device=found[0].device)
-            for value in found:
-                drawn = torch.ones(()) if directions == 1 else torch.randn(value.shape, generator=generator)
-                total = total + (drawn.to(value.device) * value).sum() / value.detach().norm()
-            yield torch.autograd.grad(total, weights, retain_graph=turn + 1 < directions, allow_unused=True)
+            for state in found:
+                direction = torch.randn(state.shape, generator=generator).to(state.device)
+                total = total + (direction * state).sum() / state.detach().norm()
+            yield torch.autograd.grad(total, weights, retain_graph=turn + 1 < DIRECTIONS, allow_unused=True)
