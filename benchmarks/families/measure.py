@@ -66,9 +66,9 @@ def measure(known: Known, runs: int, seconds: float = SECONDS) -> dict[str, Any]
 
 
 def _parts(timed: dict[str, Any], runs: int, seconds: float) -> dict[str, Any]:
-    """Of each model time, MACs and the share of time without MACs; and by part what time was lost."""
+    """Of each model time and MACs by part, and the share of time without MACs."""
     spent = parts.seconds_by_part(timed, seconds, min(runs, 3))
-    found: dict[str, Any] = {
+    return {
         name: {
             "seconds": spent[name],
             "gmacs": parts.gmacs_by_part(model, seconds),
@@ -76,7 +76,3 @@ def _parts(timed: dict[str, Any], runs: int, seconds: float) -> dict[str, Any]:
         }
         for name, model in timed.items()
     }
-    for name in ("before", "fast"):
-        if name in found:
-            found[f"lost_over_{name}"] = parts.lost(found[name], found["after"])
-    return found

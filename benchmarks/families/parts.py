@@ -1,4 +1,4 @@
-"""Where in a forward pass time and multiply-accumulates are, and why a smaller model is slower than these promise."""
+"""Where in a forward pass time and multiply-accumulates are."""
 
 import re
 import statistics
@@ -102,13 +102,3 @@ def share_without_macs(model: Model, seconds: float) -> float:
         if name in _PRODUCTS or "conv" in name or "dot_product" in name:
             products += event.self_cpu_time_total
     return round(1 - products / whole, 4)
-
-
-def lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
-    """By part: seconds that it takes after, less what it would take if all parts' time fell as all MACs did.
-
-    before, after: "seconds" and "gmacs" by part. A part loses by a lower rate than before, or because more of its MACs
-    stayed than of others'.
-    """
-    promised = sum(after["gmacs"].values()) / sum(before["gmacs"].values())
-    return {part: round(after["seconds"][part] - promised * before["seconds"][part], 6) for part in PARTS}

@@ -81,14 +81,15 @@ def speed(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def note(result: Mapping[str, Any], name: str) -> str:
-    """The two parts that lost most time, their rates, what has no MACs, and what other widths give."""
+    """The two parts that lost most time, their rates and all parts', what has no MACs, and what other widths give."""
     before, after = result["parts"][name], result["parts"]["after"]
-    lost: dict[str, float] = result["parts"][f"lost_over_{name}"]
-    lost_in = sorted((part for part in PARTS if lost[part] > 0), key=lost.__getitem__, reverse=True)[:2]
+    by_part = lost(before, after)
+    lost_in = sorted((part for part in PARTS if by_part[part] > 0), key=by_part.__getitem__, reverse=True)[:2]
     words = [
-        f"{part} {_percent(lost[part] / sum(after['seconds'].values()))}{_rates(before, after, part)}"
+        f"{part} {_percent(by_part[part] / sum(after['seconds'].values()))}{_rates(before, after, part)}"
         for part in lost_in
     ]
+    words.append("all {:.0f} to {:.0f} GMAC/s".format(*map(_rate, (before, after))))
     words.append(
         f"no MACs: {_percent(before['share_without_macs'])} of time, after {_percent(after['share_without_macs'])}"
     )
@@ -96,6 +97,27 @@ def note(result: Mapping[str, Any], name: str) -> str:
     best = max(others, key=others.__getitem__)
     words.append(f"fastest {best}, {others[best]:.2f} times")
     return "; ".join(words)
+
+
+def lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
+    """By part: seconds of what the smaller model takes above its promise, of which they are the sum.
+
+    before, after: "seconds" and "gmacs" by part. A part takes or saves time beside its MACs at the rate that the whole
+    model had; it has lost what that is after, less what fell with all MACs of what it was. So it loses by a lower rate
+    than before, and, where it is faster than the others, by a smaller share of MACs.
+    """
+    promised = sum(after["gmacs"].values()) / sum(before["gmacs"].values())
+    rate = _rate(before)
+
+    def beside(one: Mapping[str, Any], part: str) -> float:
+        return float(one["seconds"][part] - one["gmacs"][part] / rate)
+
+    return {part: beside(after, part) - promised * beside(before, part) for part in PARTS}
+
+
+def _rate(one: Mapping[str, Any]) -> float:
+    """Of all parts, GMAC a second."""
+    return float(sum(one["gmacs"].values()) / sum(one["seconds"].values()))
 
 
 def _rounded(result: Mapping[str, Any]) -> dict[str, float]:
@@ -127,8 +149,9 @@ def parts(found: Sequence[Mapping[str, Any]]) -> str:
                 " / ".join(_percent(spent[of][part] / sum(spent[of].values())) for of in ("seconds", "gmacs"))
                 for part in PARTS
             ]
-            rate = sum(spent["gmacs"].values()) / sum(spent["seconds"].values())
-            rows.append([f"{result['title']}, {name}", *shares, _percent(spent["share_without_macs"]), f"{rate:.0f}"])
+            rows.append(
+                [f"{result['title']}, {name}", *shares, _percent(spent["share_without_macs"]), f"{_rate(spent):.0f}"]
+            )
     return markdown(["share of time / of MACs", *PARTS, "time without MACs", "GMAC/s"], rows)
 
 

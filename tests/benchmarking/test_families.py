@@ -135,16 +135,17 @@ def test_models_are_measured_once_each_in_a_process_and_the_tables_print(
     assert "unknown: nobody" in capsys.readouterr().err
 
 
-def test_lost_time_is_what_a_part_takes_above_the_promise() -> None:
-    same = dict.fromkeys(parts.PARTS, 0.0)
-    before = {
-        "seconds": same | {"attention": 2.0, "front end": 1.0},
-        "gmacs": same | {"attention": 8.0, "front end": 2.0},
-    }
-    after = {
-        "seconds": same | {"attention": 1.0, "front end": 0.5},
-        "gmacs": same | {"attention": 4.0, "front end": 1.0},
-    }
-    assert set(parts.lost(before, after).values()) == {0.0}
-    after["seconds"] = after["seconds"] | {"front end": 0.75}
-    assert parts.lost(before, after)["front end"] == 0.25
+def test_parts_lose_time_by_their_rate_and_fast_ones_by_their_share() -> None:
+    nothing = dict.fromkeys(parts.PARTS, 0.0)
+
+    def spent(seconds: dict[str, float], gmacs: dict[str, float]) -> dict[str, dict[str, float]]:
+        return {"seconds": nothing | seconds, "gmacs": nothing | gmacs}
+
+    before = spent({"attention": 2.0, "front end": 1.0}, {"attention": 4.0, "front end": 8.0})
+    half = {"attention": 2.0, "front end": 4.0}
+    assert set(table.lost(before, spent({"attention": 1.0, "front end": 0.5}, half)).values()) == {0.0}
+    slower = table.lost(before, spent({"attention": 1.0, "front end": 0.75}, half))
+    assert {part: seconds for part, seconds in slower.items() if seconds} == {"front end": 0.25}
+    # Half of the MACs at the rates of before, most of them gone where they were fast: 2.25 s where 1.5 were promised.
+    gone = table.lost(before, spent({"attention": 2.0, "front end": 0.25}, {"attention": 4.0, "front end": 2.0}))
+    assert {part: seconds for part, seconds in gone.items() if seconds} == {"attention": 0.5, "front end": 0.25}
