@@ -27,7 +27,7 @@ class Cell:
     agnostic: whether the encoder is compressed before anyone learns to recognise, and not at the same time; then the
     teacher is the pretrained encoder, else the uncompressed recogniser, or with `by_encoder` the encoder, too: what is
     left then is what the order alone gives. from_teacher: whether it begins with that recogniser's weights and not with
-    the pretrained encoder's.
+    the pretrained encoder's. fresh: whether with an untrained encoder of that kind, which is never `agnostic`.
     """
 
     mode: Mode
@@ -36,6 +36,7 @@ class Cell:
     agnostic: bool = False
     by_encoder: bool = False
     from_teacher: bool = False
+    fresh: bool = False
     keep: float = KEEP
     seed: int = 0
 
@@ -43,7 +44,7 @@ class Cell:
     def name(self) -> str:
         parts = [self.mode, self.method, "agnostic" if self.agnostic else "joint"]
         parts += ["distilled" if self.distilled else "alone"] + ["by-encoder"] * self.by_encoder
-        parts += ["from-teacher"] * self.from_teacher
+        parts += ["from-teacher"] * self.from_teacher + ["fresh"] * self.fresh
         parts += [f"{self.keep:g}", f"seed-{self.seed}"]
         return "_".join(parts)
 
@@ -84,7 +85,8 @@ def grid() -> list[Cell]:
         *({"method": method, "agnostic": True} | taught for taught in ({}, alone) for method in METHODS),
     ]
     first = [Cell(mode, **kind) for kind in kinds for mode in WORDS]
-    controls = [Cell(mode, method, by_encoder=True) for mode in WORDS for method in METHODS]
+    controls = [Cell(mode, method, fresh=True) for mode in WORDS for method in METHODS]
+    controls += [Cell(mode, method, by_encoder=True) for mode in WORDS for method in METHODS]
     both = [
         Cell(mode, "l0+lowrank", distilled, agnostic)
         for mode in WORDS

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.recognisers import QUIET, best_of_runs, errors_of, sizes, spent, told
 from benchmarks.synergy.cells import AFTER_REMOVAL, AGNOSTIC, AGNOSTIC_AFTER_REMOVAL, STEPS, Cell, Mode
 from diminuendo.api import compress_to_result, finetune, pretrain, source_of
+from diminuendo.export.huggingface import save
 from diminuendo.profiling.count import count_parameters
 from diminuendo.training.finetune_config import FinetuneConfig
+from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.recognition_config import RecognitionTask
 
 ENCODER: dict[Mode, Mode] = {"full": "full", "streaming": "streaming", "sentences": "full"}  # whose is taken
@@ -111,8 +115,9 @@ def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -
     """In one run, by the uncompressed recogniser's hidden states and posteriors, or by the encoder's hidden states."""
     recipe = "distil-only" if cell.method == "thin" else "joint-" + cell.method.replace("+", "-")
     settings = settings_of(cell)
+    start = taught_by if cell.from_teacher else encoder
     result = compress_to_result(
-        str(taught_by if cell.from_teacher else encoder),
+        str(untrained(encoder, out / "encoder") if cell.fresh else start),
         words,
         out / "model",
         recipe=recipe,
@@ -123,6 +128,16 @@ def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -
         **settings,
     )
     return {"settings": settings, "recipe": recipe, **told(result)}
+
+
+def untrained(encoder: Path, out: Path) -> Path:
+    """An encoder of the same configuration with fresh weights, the same whenever it is made."""
+    if not out.exists():
+        source, beside = source_of(encoder), out.with_name(f"{out.name}-begun")
+        torch.manual_seed(0)
+        save(encoder_of(source.model.config), source.extractor, beside)
+        beside.rename(out)
+    return out
 
 
 def _agnostic(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def label(cell: Cell) -> str:
         return "thin student, distilled" if cell.distilled else "thin student, trained directly"
     how = ", then recognition" if cell.agnostic else " and recognition together"
     taught = ", distillation" + (" from the encoder" if cell.by_encoder else "") if cell.distilled else ""
-    start = ", from the teacher's weights" if cell.from_teacher else ""
+    start = ", from the teacher's weights" if cell.from_teacher else ", from fresh weights" if cell.fresh else ""
     return f"{NAMES[cell.method]}{taught}{how}{start}"
 
 
@@ -135,6 +135,7 @@ def questions(mode: Mode) -> list[tuple[str, Cell, Cell]]:
         thin, late = replace(joint, method="thin"), replace(joint, from_teacher=True)
         found += [
             (f"{name}: together without distillation", joint, replace(joint, distilled=False)),
+            (f"{name}: together, from fresh weights", joint, replace(joint, fresh=True)),
             (f"{name}: compressed, then recognition", joint, replace(joint, agnostic=True)),
             (f"{name}: together, taught by the encoder", joint, replace(joint, by_encoder=True)),
             (f"{name}: the same without distillation", joint, replace(joint, agnostic=True, distilled=False)),

@@ -12,7 +12,11 @@ from benchmarks.synergy.bench import Places
 from benchmarks.synergy.cells import STEPS, Cell, grid
 from benchmarks.workers import number_of_workers
 
+from diminuendo.api import source_of
 from diminuendo.errors import UserError
+from diminuendo.export.huggingface import save
+from diminuendo.training.configurations import read_configuration
+from diminuendo.training.own_prediction import encoder_of, extractor_of
 from diminuendo.training.progress import Diverged
 
 
@@ -33,6 +37,7 @@ def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     cells = [
         Cell("full", "l0", keep=0.6),
         Cell("full", "thin", keep=0.6),
+        Cell("full", "l0", fresh=True, keep=0.6),
         Cell("full", "l0", from_teacher=True, keep=0.6),
         Cell("streaming", "l0", distilled=False, agnostic=True, keep=0.6),
         Cell("sentences", "thin", keep=0.6),
@@ -64,6 +69,8 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
         assert kept == pytest.approx(cell.keep, abs=0.03)
         if not cell.agnostic:
             started = places.teacher("full") if cell.from_teacher else places.encoder("full")
+            if cell.fresh:
+                started = places.work / "cells" / cell.name / "encoder"
             run = json.loads((places.work / "cells" / cell.name / "model" / "run.json").read_text())
             assert run["source"] == str(started)
     errors = found.errors(small_bench[0].name, "wer")
@@ -75,7 +82,7 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     found = table.read(places.results)
     assert set(found.latency) == {*teachers, *(cell.name for cell in small_bench)}
     text = table.table("full", found)
-    assert len(text.splitlines()) == 6
+    assert len(text.splitlines()) == 7
     assert "| thin student, distilled |" in text
     (late,) = (line.split(" | ") for line in text.splitlines() if "from the teacher's weights" in line)
     assert late[3].endswith(" %")  # than the thin student
@@ -86,6 +93,23 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     assert line.startswith("| thin student, distilled | ")
     table.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_an_untrained_encoder_is_of_the_kind_and_not_of_the_weights_of_the_trained_one(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = read_configuration("micro-parakeet")
+    trained = encoder_of(config)
+    save(trained, extractor_of(config), tmp_path / "trained")
+    paths = [make.untrained(tmp_path / "trained", tmp_path / name) for name in ("one", "other")]
+    one, other = (source_of(path).model for path in paths)
+    assert make.untrained(tmp_path / "trained", paths[0]) == paths[0]  # what is there stays
+    same = [torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)]
+    assert all(same)
+    drawn = [name for name, weight in one.named_parameters() if len(weight.unique()) > 1]
+    assert drawn
+    assert not [name for name in drawn if torch.equal(one.get_parameter(name), trained.get_parameter(name))]
+    configurations = [(path / "config.json").read_bytes() for path in (tmp_path / "trained", *paths)]
+    assert configurations[0] == configurations[1] == configurations[2]
 
 
 def test_cells_have_names_of_their_own_and_as_many_steps_and_seconds_a_step() -> None:
