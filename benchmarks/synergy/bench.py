@@ -57,7 +57,9 @@ class Places:
         return self.results / f"{name}.json"
 
     def made(self, name: str) -> bool:
-        return self.result(name).is_file()
+        """Whether its result is there, and of an encoder or a teacher, which others begin with, the model too."""
+        needed = name.startswith(("pretrained-", "teacher-"))
+        return self.result(name).is_file() and (not needed or (self.work / name).is_dir())
 
 
 def lay_out(places: Places) -> None:

@@ -115,9 +115,9 @@ def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -
     """In one run, by the uncompressed recogniser's hidden states and posteriors, or by the encoder's hidden states."""
     recipe = "distil-only" if cell.method == "thin" else "joint-" + cell.method.replace("+", "-")
     settings = settings_of(cell)
-    start = taught_by if cell.from_teacher else encoder
+    start = taught_by if cell.from_teacher else untrained(encoder, out / "encoder") if cell.fresh else encoder
     result = compress_to_result(
-        str(untrained(encoder, out / "encoder") if cell.fresh else start),
+        str(start),
         words,
         out / "model",
         recipe=recipe,

@@ -157,6 +157,7 @@ def test_a_cell_that_diverges_is_an_answer_and_other_errors_are_none(
     places, cell = Places(tmp_path, tmp_path, tmp_path), Cell("full", "l0")
     monkeypatch.setattr(bench, "model_fingerprint", lambda *_: "one")
     places.result("teacher-full").write_text("{}")
+    places.teacher("full").mkdir()
     jobs, _ = bench.jobs(places, [cell])
     fail(Diverged("not finite"))
     assert jobs[cell.name]()["failed"] == "not finite"
@@ -179,6 +180,19 @@ def test_differences_are_of_the_same_clips() -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="librispeech_unlabelled"):
         bench.lay_out(Places(tmp_path, tmp_path, tmp_path))
+
+
+def test_a_teacher_is_made_again_where_only_its_result_was_kept(tmp_path: Path) -> None:
+    places, cell = Places(tmp_path, tmp_path, tmp_path / "results"), Cell("full", "l0")
+    places.results.mkdir()
+    for name in ("pretrained-full", "teacher-full", cell.name):
+        places.result(name).write_text("{}")
+    assert [places.made(name) for name in ("pretrained-full", "teacher-full", cell.name)] == [False, False, True]
+    assert cell.name not in bench.jobs(places, [cell])[0]
+    for path in (places.encoder("full"), places.teacher("full")):
+        path.mkdir()
+    assert cell.name in bench.jobs(places, [cell])[0]
+    assert places.made("teacher-full")
 
 
 def test_models_that_are_kept_are_taken_and_none_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
