@@ -114,4 +114,4 @@ def grid() -> list[Cell]:
         for distilled in (True, False)
         for method in (*METHODS, "thin")
     ]
-    return [*first, *sentences, *both, *controls, *sizes, *seeds, *beside]
+    return [*first, *both, *seeds, *sizes, *beside, *controls, *sentences]
