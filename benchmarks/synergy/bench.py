@@ -11,6 +11,7 @@ from benchmarks.recognisers import check_result, model_fingerprint, task, unless
 from benchmarks.record import record
 from benchmarks.synergy import make
 from benchmarks.synergy.cells import MODES, Cell, Mode, grid
+from benchmarks.synergy.phones import as_phones
 from benchmarks.words.corpus import words_of
 from benchmarks.workers import Job, quiet_worker, work_off
 from diminuendo.data.connected import connect
@@ -48,7 +49,7 @@ class Places:
         return self.sentences if mode == "sentences" else self.words
 
     def encoder(self, mode: Mode) -> Path:
-        return self.work / f"pretrained-{make.ENCODER[mode]}"
+        return self.work / f"pretrained-{mode}"
 
     def teacher(self, mode: Mode) -> Path:
         return self.work / f"teacher-{mode}"
@@ -63,9 +64,9 @@ class Places:
 
 
 def lay_out(places: Places) -> None:
-    """Makes the audio: connected words, sentences, and for pretraining the train part of everything, without texts.
+    """Makes the audio: connected words, sentences as phones; for pretraining the train part of all, without texts.
 
-    Raises UserError if a folder is not there.
+    Raises UserError if a folder is not there, or the extra `synthetic`.
     """
     for name in OTHERS:
         if not (places.speech / name / "manifest.jsonl").is_file():
@@ -73,7 +74,7 @@ def lay_out(places: Places) -> None:
     connect(places.words, words_of(places.speech), train=UTTERANCES)
     folders = [*(places.speech / name for name in OTHERS), places.words]
     _write(places.unlabelled, [_unlabelled(row) for row in _rows(folders) if row.get("split", "train") == "train"])
-    _write(places.sentences, _rows([places.speech / name for name in SENTENCES]))
+    _write(places.sentences, as_phones(_rows([places.speech / name for name in SENTENCES])))
 
 
 def _rows(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:

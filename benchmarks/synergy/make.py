@@ -14,8 +14,11 @@ from diminuendo.training.finetune_config import FinetuneConfig
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.recognition_config import RecognitionTask
 
-ENCODER: dict[Mode, Mode] = {"full": "full", "streaming": "streaming", "sentences": "full"}  # whose is taken
-CONFIGURATION = {"full": "tiny-parakeet", "streaming": "tiny-nemotron"}
+CONFIGURATION: dict[Mode, str] = {
+    "full": "tiny-parakeet",
+    "streaming": "tiny-nemotron",
+    "sentences": "tiny-parakeet-40ms",
+}
 LOOKAHEADS = (0, 1, 6, 13)  # frames of 80 ms
 FRAME_MS = 80
 PRETRAINING: dict[str, Any] = {
@@ -37,12 +40,8 @@ RECOGNITION: dict[str, Any] = {
     "learning_rate": 1e-3,
     "head_learning_rate": 2e-3,
 }
-# What one is told beside. A frame of 80 ms is too long for characters, which CTC has one a frame of at most.
-HEARD: dict[Mode, dict[str, Any]] = {
-    "full": {},
-    "streaming": {"lookaheads": LOOKAHEADS},
-    "sentences": {"tokens": "pieces", "token_count": 256},
-}
+# What one is told beside. The "words" of sentences are phones.
+HEARD: dict[Mode, dict[str, Any]] = {"full": {}, "streaming": {"lookaheads": LOOKAHEADS}, "sentences": {}}
 # In several runs, the later ones at a lower rate with more voices and larger masks; their weights are then averaged.
 TEACHER: dict[str, Any] = {"steps": 8000, "flat_start": 0.1, "augment_from": 0.3}
 FINISHED: dict[str, Any] = {
@@ -69,7 +68,7 @@ AFTERWARDS: dict[str, Any] = {"distil_learning_rate": RECOGNITION["learning_rate
 
 
 def pretrained(mode: Mode, unlabelled: Path, out: Path) -> dict[str, Any]:
-    result = pretrain(CONFIGURATION[ENCODER[mode]], unlabelled, out, resume=True, loop=QUIET, **PRETRAINING)
+    result = pretrain(CONFIGURATION[mode], unlabelled, out, resume=True, loop=QUIET, **PRETRAINING)
     return {"settings": PRETRAINING, **told(result)}
 
 

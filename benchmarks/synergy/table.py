@@ -28,7 +28,7 @@ HEADLINE: dict[Mode, str] = {"full": "wer", "streaming": "wer_1040_ms", "sentenc
 TITLES: dict[Mode, str] = {
     "full": "Connected words, whole clips",
     "streaming": "Connected words, streaming, 1,040 ms of lookahead",
-    "sentences": "Read sentences, of voices that are in training",
+    "sentences": "Phones of read sentences, of voices that are in training",
 }
 NAMES: dict[Method, str] = {
     "l0": "L0",

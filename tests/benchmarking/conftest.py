@@ -27,8 +27,8 @@ def speech(tmp_path: Path) -> Path:
     (tmp_path / "speech" / "arctic").mkdir()
     rows = []
     for split in ("train", "dev", "test"):
-        soundfile.write(tmp_path / "speech" / "arctic" / f"{split}.wav", random.uniform(-0.5, 0.5, 16_000), 16_000)
-        row = {"audio_filepath": f"{split}.wav", "duration": 1.0, "text": "Not at this, Tom!", "speaker": "slt"}
+        soundfile.write(tmp_path / "speech" / "arctic" / f"{split}.wav", random.uniform(-0.5, 0.5, 32_000), 16_000)
+        row = {"audio_filepath": f"{split}.wav", "duration": 2.0, "text": "Not at this, Tom!", "speaker": "slt"}
         rows.append(row | {"split": split})
     (tmp_path / "speech" / "arctic" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "speech"

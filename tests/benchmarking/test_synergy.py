@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks.synergy import bench, make, table
 from benchmarks.synergy.bench import Places
-from benchmarks.synergy.cells import STEPS, Cell, grid
+from benchmarks.synergy.cells import MODES, STEPS, Cell, grid
 from benchmarks.workers import number_of_workers
 
 from diminuendo.api import source_of
@@ -23,14 +23,14 @@ from diminuendo.training.progress import Diverged
 @pytest.fixture
 def small_bench(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     few = {"seconds_per_batch": 2.0}
-    monkeypatch.setattr(make, "CONFIGURATION", {"full": "micro-parakeet", "streaming": "micro-nemotron"})
+    micro = {"full": "micro-parakeet", "streaming": "micro-nemotron", "sentences": "micro-parakeet"}
+    monkeypatch.setattr(make, "CONFIGURATION", micro)
     monkeypatch.setattr(make, "PRETRAINING", make.PRETRAINING | few | {"steps": 4})
     monkeypatch.setattr(make, "RECOGNITION", make.RECOGNITION | few | {"predictor_width": 8})
     monkeypatch.setattr(make, "TEACHER", make.TEACHER | {"steps": 4})
     monkeypatch.setattr(make, "FINISHED", make.FINISHED | {"steps": 2})
     for name, value in {"STEPS": 8, "AFTER_REMOVAL": 2, "AGNOSTIC": 4, "AGNOSTIC_AFTER_REMOVAL": 1}.items():
         monkeypatch.setattr(make, name, value)
-    monkeypatch.setitem(make.HEARD, "sentences", {"tokens": "words"})
     monkeypatch.setattr(bench, "OTHERS", ())
     monkeypatch.setattr(bench, "SENTENCES", ("arctic",))
     monkeypatch.setattr(bench, "UTTERANCES", 12)
@@ -53,7 +53,7 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     places = Places(speech, tmp_path / "work", tmp_path / "results")
     bench.lay_out(places)
     first, complete = bench.jobs(places, small_bench)
-    assert set(first) == {"task", "task-sentences", "pretrained-full", "pretrained-streaming"}
+    assert set(first) == {"task", "task-sentences", *(f"pretrained-{mode}" for mode in MODES)}
     assert not complete
     bench.worker(places, 0)
     teachers = {"teacher-full", "teacher-streaming", "teacher-sentences"}
@@ -68,7 +68,7 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
         kept = found.rows[cell.name]["params"] / found.rows[f"teacher-{cell.mode}"]["params"]
         assert kept == pytest.approx(cell.keep, abs=0.03)
         if not cell.agnostic:
-            started = places.teacher("full") if cell.from_teacher else places.encoder("full")
+            started = places.teacher("full") if cell.from_teacher else places.encoder(cell.mode)
             if cell.fresh:
                 started = places.work / "cells" / cell.name / "encoder"
             run = json.loads((places.work / "cells" / cell.name / "model" / "run.json").read_text())
@@ -88,7 +88,7 @@ def test_everything_is_made_once_in_its_order_at_equal_size_and_the_table_has_it
     assert late[3].endswith(" %")  # than the thin student
     assert table.missing(found) == []
     read = table.read(places.results, "task-sentences")
-    assert read.words.tolist() == [4]
+    assert read.words.tolist() == [11]  # phones
     (line,) = table.table("sentences", read).splitlines()[3:]
     assert line.startswith("| thin student, distilled | ")
     table.plot(found, tmp_path / "plot.png")

@@ -126,7 +126,10 @@ def test_a_removed_transducer_decodes_the_tokens_of_the_gated_one(
     assert found.shape[1] > 1
 
 
-@pytest.mark.parametrize(("name", "mean", "deviation"), [("tiny-parakeet", 0.0, 1.0), ("tiny-nemotron", *LOG_MEL)])
+@pytest.mark.parametrize(
+    ("name", "mean", "deviation"),
+    [("tiny-parakeet", 0.0, 1.0), ("tiny-parakeet-40ms", 0.0, 1.0), ("tiny-nemotron", *LOG_MEL)],
+)
 def test_fresh_weights_keep_the_size_of_what_changes_over_time(name: str, mean: float, deviation: float) -> None:
     """By torch's own weights it is a hundredth, and a fifth of what the biases add."""
     torch.manual_seed(0)

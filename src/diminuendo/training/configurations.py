@@ -99,6 +99,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "micro-hubert": {"model_type": "hubert", **_MICRO, **_BASE},
     "micro-hubert-large": {"model_type": "hubert", **_MICRO, **_LARGE},
     "tiny-parakeet": {"model_type": "parakeet_encoder", **_TINY_FAST_CONFORMER},
+    # For labels that are shorter than its frames of 80 ms, like phones, which CTC has one a frame of at most.
+    "tiny-parakeet-40ms": {"model_type": "parakeet_encoder", **_TINY_FAST_CONFORMER, "subsampling_factor": 4},
     "tiny-nemotron": {"model_type": "nemotron_asr_streaming_encoder", **_TINY_FAST_CONFORMER},
     "tiny-wav2vec2-bert": {"model_type": "wav2vec2-bert", **_TINY_BERT},
     "tiny-wav2vec2-conformer": {"model_type": "wav2vec2-conformer", **_TINY_WAV2VEC2_CONFORMER},
