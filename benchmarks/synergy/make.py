@@ -63,8 +63,12 @@ FLAT_START, AUGMENT_FROM = 0.2, 0.4
 ALONE: dict[str, Any] = {"hidden_weight": 0.0, "posterior_weight": 0.0}
 # As the recipes that only prune have it: without a teacher a new head has to learn what it needs before it is gone.
 SLOWLY: dict[str, Any] = {"ramp": 1.0}
-# After removal the rate rises to the same height again: what is left has half of the steps, and much to learn.
-AFTERWARDS: dict[str, Any] = {"distil_learning_rate": RECOGNITION["learning_rate"], "distil_warm_up": 0.1}
+# What is trained has one rise and one fall of its rate, removal or not: a second rise unlearns what was learned, and a
+# thin student has none (docs/LOG.md).
+THIN: dict[str, Any] = {"distil_learning_rate": RECOGNITION["learning_rate"], "distil_warm_up": 0.1}
+PRUNED: dict[str, Any] = {"one_schedule": True, "distil_warm_up": 0.025}
+# Most matrices are left with few ranks, and by eights many a rank would go that is open and come back that is shut.
+RANKS: dict[str, Any] = {"round_to": 4}
 
 
 def pretrained(mode: Mode, unlabelled: Path, out: Path) -> dict[str, Any]:
@@ -91,12 +95,13 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     """How a cell is trained: of one run its settings, of two those of compression and recognition."""
     recognition = RECOGNITION | HEARD[cell.mode] | {"seed": cell.run_seed}
     recognition |= {"flat_start": FLAT_START, "augment_from": AUGMENT_FROM}
+    pruned = PRUNED | (RANKS if "lowrank" in cell.method else {})
     if cell.agnostic:
         compression = {key: RECOGNITION[key] for key in ("seconds_per_batch", "speeds", "learning_rate")} | {
             "seed": cell.run_seed,
             "steps": AGNOSTIC - AGNOSTIC_AFTER_REMOVAL,
             "distil_steps": AGNOSTIC_AFTER_REMOVAL,
-            **AFTERWARDS,
+            **pruned,
             "objective": "distillation" if cell.distilled else "masked_prediction",
             "crop_to_shortest": False,
             "max_seconds": FinetuneConfig.max_seconds,
@@ -107,7 +112,8 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     weights = {} if cell.distilled else ALONE
     if not cell.distilled and not cell.from_teacher and cell.method != "thin":
         weights = weights | SLOWLY
-    return recognition | weights | AFTERWARDS | {"steps": STEPS - AFTER_REMOVAL, "distil_steps": AFTER_REMOVAL}
+    rates = THIN if cell.method == "thin" else pruned
+    return recognition | weights | rates | {"steps": STEPS - AFTER_REMOVAL, "distil_steps": AFTER_REMOVAL}
 
 
 def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
@@ -165,6 +171,7 @@ def _agnostic(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path
 def measured(mode: Mode, model: Path, words: Path) -> dict[str, Any]:
     """Sizes; word errors on test clips, of a streaming recogniser with every lookahead; its errors clip by clip."""
     found = sizes(model)
+    found["dev_wer"] = errors_of(model, words, "dev")[0]["wer"]  # what settings are chosen by
     for frames in LOOKAHEADS if mode == "streaming" else (None,):
         result, errors = errors_of(model, words, "test", frames)
         found["wer" if frames is None else f"wer_{FRAME_MS * frames}_ms"] = {**result, "errors": errors}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from diminuendo.export.huggingface import save
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.training import removing, two_stages
+from diminuendo.training.loop import Loop, Stage
 from diminuendo.training.schedules import warm_up_then_decay
 from tiny import compress, tiny_model
 
@@ -61,6 +63,29 @@ def test_a_rate_rises_and_falls() -> None:
     schedule = warm_up_then_decay(10, 0.3)
     expected = [1 / 3, 2 / 3, 1, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7]
     assert [schedule(step) for step in range(10)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["l0", "magnitude"])
+def test_one_schedule_goes_on_after_removal(
+    method: str, teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where gates learn what goes; where nothing is learned before removal there is no rate to go on from."""
+    rates: list[float] = []
+    run_stage = Loop.run_stage
+
+    def seen(self: Loop, stage: Stage, *given: Any, **options: Any) -> Any:
+        group = stage.groups[0]
+        rates.extend(group.learning_rate * group.schedule(step) for step in range(stage.steps))
+        return run_stage(self, stage, *given, **options)
+
+    monkeypatch.setattr(Loop, "run_stage", seen)
+    options = {"learning_rate": 1e-3, "distil_learning_rate": 1e-4, "one_schedule": True, "distil_warm_up": 0.5}
+    compress(teacher_folder, audio_folder, tmp_path / "small", method=method, steps=4, distil_steps=4, **options)
+    if method == "l0":
+        whole = [1e-3 * warm_up_then_decay(8, 0.3)(step) for step in range(8)]
+        assert rates == pytest.approx([*whole[:4], whole[4] / 2, *whole[5:]])
+    else:
+        assert rates == pytest.approx([1e-4 * warm_up_then_decay(8, 0.5)(step) for step in range(8)])
 
 
 def test_states_that_are_not_numbers_are_no_equality(

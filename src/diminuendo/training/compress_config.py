@@ -46,9 +46,11 @@ class CompressConfig(RecognitionConfig):
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
     for 10 / steps, or with a task 160 / steps.
-    warm_up, distil_warm_up, ramp: fractions of the stage's steps. drop_rate: of the gates at the start; those of
-    feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has 0.5). two_sided: the published penalty, which
-    also opens gates where too many are shut.
+    warm_up, distil_warm_up, ramp: fractions of the stage's steps. one_schedule: warm_up is of both stages, and the
+    learning rate goes on falling after removal from where it was, to which it rises again over distil_warm_up, instead
+    of beginning anew up to distil_learning_rate; where gates learn what goes.
+    drop_rate: of the gates at the start; those of feed-forward neurons may have a neuron_drop_rate (DPHuBERT's code has
+    0.5). two_sided: the published penalty, which also opens gates where too many are shut.
     """
 
     keep: str = "params=0.25"
@@ -78,6 +80,7 @@ class CompressConfig(RecognitionConfig):
     multiplier_learning_rate: float | None = None
     warm_up: float = 0.3
     distil_warm_up: float = 0.2
+    one_schedule: bool = False
     ramp: float = 0.5
     two_sided: bool = False
     drop_rate: float = 0.01
@@ -165,6 +168,11 @@ class CompressConfig(RecognitionConfig):
     def factored(self) -> bool:
         """Whether ranks of matrices can go."""
         return self.method in ("lowrank", "l0+lowrank")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the learning rate after removal goes on from where it was."""
+        return self.one_schedule and self.learned
 
     @property
     def fixed_kinds(self) -> frozenset[str]:

@@ -17,5 +17,14 @@ def warm_up_hold_decay(steps: int, warm_up: float, decay: float) -> Schedule:
     return lambda step: min((step + 1) / rise, 1.0, (steps - step) / fall)
 
 
+def again(schedule: Schedule, start: int, steps: int, warm_up: float) -> Schedule:
+    """`schedule` from the step `start` on, for `steps` more, of which a fraction `warm_up` rises to it from 0.
+
+    The optimiser that goes on is a new one, and its first steps are as long for a small gradient as for a large one.
+    """
+    rise = max(1, round(steps * warm_up))
+    return lambda step: schedule(start + step) * min(1.0, (step + 1) / rise)
+
+
 def constant(_: int) -> float:
     return 1.0

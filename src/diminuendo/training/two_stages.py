@@ -30,7 +30,7 @@ from diminuendo.training.own_prediction import own_prediction
 from diminuendo.training.recogniser import HeardClips, LabelledClips
 from diminuendo.training.recognition import TaughtRecognition, Weights, hearing_of
 from diminuendo.training.removing import Source, free_axes, gateable, remove_and_compare, removed_again
-from diminuendo.training.schedules import Schedule, constant, warm_up_then_decay
+from diminuendo.training.schedules import Schedule, again, constant, warm_up_then_decay
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,11 @@ class TwoStages:
         groups = [Group(rest, rate, schedule, weight_decay=decay)]
         return groups + ([Group(head, self.config.head_learning_rate, schedule, weight_decay=decay)] if head else [])
 
+    def _first_schedule(self) -> Schedule:
+        """Of the stage that learns what goes, or of both."""
+        config = self.config
+        return warm_up_then_decay(config.steps + config.goes_on * config.second_stage_steps, config.warm_up)
+
     def _joint_objective(self, device: torch.device) -> JointObjective:
         # Gates are attached on the CPU: there they have their first values.
         config, student = self.config, gateable(self.source.model, factored=self.config.factored).cpu()
@@ -160,7 +165,7 @@ class TwoStages:
         objective, config = self._joint_objective(trainer.accelerator.device), self.config
         at_start = self._sampling_at_start(objective)
         multipliers = list(objective.multipliers.parameters())
-        schedule = warm_up_then_decay(config.steps, config.warm_up)
+        schedule = self._first_schedule()
         groups = [
             *self._groups(objective.objective, config.learning_rate, schedule),
             Group([objective.gates.log_alpha], config.gate_rate, constant, clipped=False),
@@ -261,8 +266,10 @@ class TwoStages:
 
     def _distil(self, trainer: Loop, objective: nn.Module, name: str, steps: int, offset: int) -> None:
         config = self.config
-        schedule = warm_up_then_decay(steps, config.distil_warm_up)
-        groups = self._groups(objective, config.distil_learning_rate, schedule)
+        schedule, rate = warm_up_then_decay(steps, config.distil_warm_up), config.distil_learning_rate
+        if config.goes_on:
+            schedule, rate = again(self._first_schedule(), offset, steps, config.distil_warm_up), config.learning_rate
+        groups = self._groups(objective, rate, schedule)
         stage = Stage(name, steps, objective, groups, offset=offset, texts=self._texts)
         order = 1 if name == "distil" else 2 + offset  # apart from the batches of other stages
         skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=self.crops, order=order)
