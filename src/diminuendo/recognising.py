@@ -1,7 +1,9 @@
 """Recognisers, from Python: trained, evaluated, listening to files and to what comes from a microphone."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import torch
 from lhotse import CutSet
 
-from diminuendo.data.audio import Skipped
-from diminuendo.data.files import whole_file
+from diminuendo.data.audio import Reason, Skipped
+from diminuendo.data.batching import NoneUsable
+from diminuendo.data.files import check_files, whole_file
 from diminuendo.data.manifest import read_cuts
 from diminuendo.data.tokens import load_tokens
 from diminuendo.errors import UserError
@@ -19,6 +22,7 @@ from diminuendo.evaluation.streaming import Heard, Stream, check_streaming, stre
 from diminuendo.evaluation.transcripts import (
     Decoding,
     Recogniser,
+    Transcript,
     batches_of,
     check_decoding,
     seconds_per_frame,
@@ -33,6 +37,10 @@ from diminuendo.training.finetune_config import FinetuneConfig
 from diminuendo.training.own_prediction import encoder_of, extractor_of
 from diminuendo.training.progress import tracked
 from diminuendo.training.removing import Source
+
+log = logging.getLogger(__name__)
+
+NOTHING_SAID: tuple[Reason, ...] = ("empty", "silent", "too short")
 
 
 def finetune(
@@ -138,13 +146,14 @@ def transcribe(
 ) -> list[dict[str, Any]]:
     """What a recogniser hears in audio files: of each `audio`, `text`, `words` with their seconds, `score`, `others`.
 
-    beam, n_best: of beam search; the `others` are the next best texts. lookahead: of a streaming model, in ms. Raises
-    UserError for files that cannot be read.
+    beam, n_best: of beam search; the `others` are the next best texts. lookahead: of a streaming model, in ms. The text
+    of a file that is silent, or shorter than 0.1 s, is empty. Raises UserError for files that cannot be read.
 
     streaming: each file comes in chunks of `chunk_ms` (None: as many as the lookahead needs), as it would from a
     microphone; then there is `streaming` too, with the fields of evaluation.streaming.Cost. tell: called with the file
     and what is heard so far whenever the text has changed.
     """
+    check_files(audio)
     source = placed(model, device)
     decoding = Decoding(beam=beam, n_best=n_best, lookahead=_lookahead_frames(source.model, lookahead))
     (check_streaming if streaming else check_decoding)(source.model, decoding)
@@ -152,7 +161,7 @@ def transcribe(
         raise UserError("--chunk-ms: without --streaming files are heard whole; give --streaming too")
     recogniser = _recogniser_of(source)
     cuts = CutSet([whole_file(str(i), path) for i, path in enumerate(audio)])
-    skipped = Skipped()
+    skipped = Skipped(named=False)
     if streaming:
         costly = streamed(
             recogniser,
@@ -164,10 +173,15 @@ def transcribe(
         )
         found = {one.id: {**asdict(one), "streaming": asdict(cost)} for one, cost in costly}
     else:
-        whole = transcripts(recogniser, batches_of(recogniser, cuts, skipped=skipped), decoding)
-        found = {one.id: asdict(one) for one in whole}
-    if len(found) < len(audio):
-        raise UserError(f"{len(audio) - len(found)} of {len(audio)} files cannot be used: {skipped.summary()}")
+        found = {}
+        with suppress(NoneUsable):
+            whole = transcripts(recogniser, batches_of(recogniser, cuts, skipped=skipped), decoding)
+            found = {one.id: asdict(one) for one in whole}
+    for clip, reason in skipped.reasons.items():
+        if reason not in NOTHING_SAID:
+            raise UserError(f"{audio[int(clip)]}: {reason}; expected audio that can be read to its end")
+        log.warning("%s: %s, nothing is heard in it", audio[int(clip)], reason)
+        found[clip] = asdict(Transcript(clip, "", (), 0.0))
     return [{"audio": str(path), **found[str(i)]} for i, path in enumerate(audio)]
 
 

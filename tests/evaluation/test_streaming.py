@@ -1,6 +1,7 @@
 """Streaming: what is found while audio comes is what is found in all of it, and nothing is heard before its time."""
 
 import json
+import logging
 import math
 import sys
 from itertools import pairwise
@@ -317,6 +318,23 @@ def test_on_a_terminal_one_line_is_written_anew_with_the_end_of_the_text(
     )
 
 
+@pytest.mark.parametrize(("model", "streaming"), [("streaming", True), ("streaming", False), ("whole", False)])
+@pytest.mark.parametrize("samples", [0, 800, 24_000])
+def test_nothing_is_heard_in_silence(
+    samples: int, model: str, streaming: bool, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soundfile.write(tmp_path / "silence.wav", torch.zeros(samples).numpy(), RATE)
+    with caplog.at_level(logging.WARNING):
+        (alone,) = api.transcribe(models / model, [tmp_path / "silence.wav"], streaming=streaming, device="cpu")
+    assert (alone["text"], alone["words"], alone["others"]) == ("", (), ())
+    assert [record.message.partition(" nothing")[2] for record in caplog.records] == [" is heard in it"]
+    files = [tmp_path / "silence.wav", models / "a.wav"]
+    found = api.transcribe(models / model, files, streaming=streaming, device="cpu")
+    (heard,) = api.transcribe(models / model, [models / "a.wav"], streaming=streaming, device="cpu")
+    assert found[0] == alone
+    assert found[1]["text"] == heard["text"]
+
+
 @pytest.mark.parametrize(
     ("model", "flags", "says"),
     [
@@ -326,7 +344,9 @@ def test_on_a_terminal_one_line_is_written_anew_with_the_end_of_the_text(
         ("streaming", ["--streaming", "--chunk-ms", "0"], "--chunk-ms 0: expected"),
         ("streaming", ["--streaming", "--lookahead", "50"], "expected a multiple of 80 ms"),
         ("streaming", ["--chunk-ms", "20"], "give --streaming too"),
-        ("streaming", ["--streaming", "gone.wav"], "1 of 2 files cannot be used"),
+        ("streaming", ["--streaming", "gone.wav"], "error: gone.wav: no such file; expected audio files"),
+        ("whole", ["gone.wav", "gone too.wav"], "error: gone.wav: no such file (and 1 more of 3 files)"),
+        ("whole", [__file__], "test_streaming.py: no audio that can be read"),
     ],
 )
 def test_wrong_input_gets_one_line_and_status_2(

@@ -137,7 +137,7 @@ def _frames_of(cut: Cut, file: Any) -> tuple[int, int]:
     recording, rate = cut.recording, file.samplerate
     if cut.start == 0 and cut.duration >= recording.duration - 1e-3:
         beyond = file.frames / rate - recording.duration
-        if abs(beyond) > ROUNDED_SECONDS:
+        if file.frames and abs(beyond) > ROUNDED_SECONDS:
             _tell_of_lengths(cut.id, file.frames / rate, cut.duration)
         return 0, round(cut.duration * rate) if beyond > ROUNDED_SECONDS else file.frames
     first = min(round(cut.start * rate), file.frames)

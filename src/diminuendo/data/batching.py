@@ -262,10 +262,14 @@ def _padded(waveforms: Sequence[np.ndarray], cuts: Sequence[Cut], sampling_rate:
     return Batch(padded, lengths, tuple(cuts), sampling_rate)
 
 
-def _none_usable(bad: _Bad) -> UserError:
+class NoneUsable(UserError):  # noqa: N818 - of no clip: the name of what is wrong
+    """Of all clips."""
+
+
+def _none_usable(bad: _Bad) -> NoneUsable:
     reasons = {clip: error.reason for clip, error in bad}
     why = by_reason(reasons.items())
-    return UserError(f"none of the {len(reasons)} clips can be used: {why}; check the paths and the audio in DATA")
+    return NoneUsable(f"none of the {len(reasons)} clips can be used: {why}; check the paths and the audio in DATA")
 
 
 def sorted_batches(cuts: CutSet, seconds_per_batch: float) -> Iterator[list[Cut]]:

@@ -3,7 +3,7 @@
 import gzip
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +26,26 @@ def read_header(file: str | Path) -> tuple[float, int] | None:
     except (soundfile.SoundFileError, OSError, TypeError, ValueError):
         return None
     return (info.duration, info.samplerate) if 0 < info.frames < UNKNOWN_FRAMES else None
+
+
+def check_files(files: Sequence[str | Path]) -> None:
+    """UserError if any is not there or is no audio that can be read; a file without samples is."""
+    wrong = [(file, why) for file in files if (why := _why_unreadable(Path(file)))]
+    if wrong:
+        (first, why), more = wrong[0], len(wrong) - 1
+        others = f" (and {more} more of {len(files)} files)" if more else ""
+        raise UserError(f"{first}: {why}{others}; expected audio files: WAV, FLAC, Ogg, Opus, MP3")
+
+
+def _why_unreadable(file: Path) -> str | None:
+    if not file.is_file():
+        return "no such file"
+    try:
+        if file.stat().st_size:
+            soundfile.info(str(file))
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
+        return "no audio that can be read"
+    return None
 
 
 def whole_file(id_: str, file: str | Path, seconds: float | None = None, rate: int = NOMINAL_RATE, **known: Any) -> Cut:

@@ -77,5 +77,6 @@ def _heard(
 
 
 def _text(cut: Any) -> str | None:
-    texts = [supervision.text for supervision in cut.supervisions if supervision.text]
+    """An empty text is one, too: what is heard beside it is wrong."""
+    texts = [supervision.text for supervision in cut.supervisions if supervision.text is not None]
     return str(texts[0]) if len(texts) == 1 else None
