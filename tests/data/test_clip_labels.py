@@ -7,7 +7,7 @@ import torch
 from lhotse import CutSet, MonoCut, SupervisionSegment
 from lhotse.testing.dummies import dummy_recording
 
-from diminuendo.data.tokens import Tokens, check_texts, make_tokenizer, too_long_for_ctc
+from diminuendo.data.tokens import LOOKED_AT, Tokens, check_texts, make_tokenizer, too_long_for_ctc
 from diminuendo.errors import UserError
 
 TEXTS = ["The cat sat, all on the mat.", "A cat can't see the hats;", "the cattle sees 12 balls"]
@@ -27,7 +27,7 @@ def clips(texts, lazy=False):
 
 
 class Once:
-    """What CutSet takes for lazy; fails where it is read through."""
+    """What CutSet takes for lazy; fails where it is read through and not only looked at."""
 
     is_lazy = True
 
@@ -35,7 +35,9 @@ class Once:
         self.cuts = cuts
 
     def __iter__(self):
-        raise AssertionError("a lazy set was read")
+        yield from self.cuts[:LOOKED_AT]
+        if len(self.cuts) > LOOKED_AT:
+            raise AssertionError("a lazy set was read")
 
 
 def test_clips_whose_texts_cannot_be_written_are_dropped_counted_and_named(caplog):
@@ -66,10 +68,27 @@ def test_at_most_ten_are_named_most_frequent_first():
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["in memory", "lazy"])
 def test_clips_without_a_text_are_refused_with_their_number(lazy):
-    texts = ["the cat", None, "", "  ", "..."]
-    check = check_texts(clips([], lazy=True), ours())[1].of if lazy else lambda cuts: check_texts(cuts, ours())
     with pytest.raises(UserError, match=r"3 of 5 clips have no text.*first: 1"):
-        check(clips(texts))
+        check_texts(clips(["the cat", None, "", "  ", "..."], lazy), ours())
+
+
+@pytest.mark.parametrize("size", [4, 2 * LOOKED_AT])
+def test_a_lazy_set_without_texts_is_refused_when_it_is_looked_at(size):
+    with pytest.raises(UserError, match=f"{min(size, LOOKED_AT)} of {min(size, LOOKED_AT)} clips have no text"):
+        check_texts(clips([None] * size, lazy=True), ours())
+    foreign = clips(["fox"] * size, lazy=True)
+    with pytest.raises(UserError, match="hold what the tokens lack: 'f' "):
+        check_texts(foreign, ours())
+
+
+def test_one_clip_of_a_hundred_may_have_no_text(caplog):
+    texts = ["the cat"] * 99
+    with caplog.at_level(logging.WARNING):
+        usable, _ = check_texts(clips([*texts, ""]), ours())
+    assert len(usable) == 99
+    assert "1 of 100 clips have no text, or several supervisions (first: 99): these clips are left out" in caplog.text
+    with pytest.raises(UserError, match=r"1 of 101 clips have no text.*; the texts of 1 of 101 clips hold .*than 1%"):
+        check_texts(clips([*texts, "", "fox"]), ours())
 
 
 def test_several_supervisions_are_no_text():
@@ -80,7 +99,7 @@ def test_several_supervisions_are_no_text():
 
 
 def test_a_lazy_set_is_not_read_and_its_clips_are_dropped_batch_by_batch(caplog):
-    cuts = clips([], lazy=True)
+    cuts = clips(["the cat"] * (LOOKED_AT + 1), lazy=True)
     usable, targets = check_texts(cuts, ours())
     assert usable is cuts
     batch = list(clips(["the cat", "fox", "a mat", "..."]))

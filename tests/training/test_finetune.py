@@ -16,12 +16,16 @@ from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
 import diminuendo
 from diminuendo import api, cli
 from diminuendo.data.manifest import read_cuts
+from diminuendo.data.tokens import make_tokenizer, save_tokens
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
+from diminuendo.given import source_of
 from diminuendo.modules.transducer import StatelessDecoder
 from diminuendo.training.configurations import read_configuration
+from diminuendo.training.finetune_config import FinetuneConfig
 from diminuendo.training.own_prediction import encoder_of, extractor_of
+from diminuendo.training.recogniser import pupil_of
 from spoken import spoken_corpus
 from tiny import QUIET, interrupt, tiny_model, weights
 
@@ -213,7 +217,8 @@ def test_labels_that_the_tokens_lack_are_named_and_refused_above_one_in_a_hundre
     with caplog.at_level(logging.WARNING):
         api.finetune(tmp_path / "asr", mostly, tmp_path / "out", **{**SETTINGS, "tokens": None})
     assert "1 of 121 clips" in caplog.text
-    assert "1 clips left out: texts that the tokens cannot write" in (tmp_path / "out" / "result.json").read_text()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["left_out"] == "1 clips left out: no text, or one that the tokens cannot write"
 
 
 def test_more_labels_than_frames_are_refused_for_ctc_and_not_for_a_transducer(
@@ -261,6 +266,36 @@ def test_a_tokenizer_of_another_model_is_refused(encoders: dict[str, Path], corp
     api.finetune(encoders["parakeet"], corpus, tmp_path / "letters", **letters)
     (tmp_path / "asr" / "tokenizer.json").write_bytes((tmp_path / "letters" / "tokenizer.json").read_bytes())
     assert "vocab_size is 4" in refused(tmp_path / "asr", corpus, tmp_path / "out", tokens=None)
+
+
+def test_a_smaller_tokenizer_of_another_model_is_refused(
+    encoders: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    """All its labels are some of the model's."""
+    api.finetune(encoders["parakeet"], corpus, tmp_path / "asr", **SETTINGS)
+    save_tokens(make_tokenizer("words", ["ba du"]), tmp_path / "asr")
+    message = "its blank is 3, but that of its tokenizer is 2"
+    assert message in refused(tmp_path / "asr", corpus, tmp_path / "out", tokens=None)
+    with pytest.raises(UserError, match=message):
+        api.transcribe(tmp_path / "asr", [corpus.parent / "0.wav"])
+
+
+def test_a_new_transducer_is_as_wide_as_the_encoder(encoders: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    for given, width in ({}, 16), ({"predictor_width": 8}, 8):
+        source = source_of(encoders["parakeet"])
+        config = FinetuneConfig(task="rnnt", tokens="words", **given)
+        assert pupil_of(source, read_cuts(corpus, None), config).model.config.decoder_hidden_size == width
+
+
+def test_words_that_are_heard_in_a_clip_of_an_empty_text_are_wrong(
+    learned: Callable[[str], Path], corpus: Path, tmp_path: Path
+) -> None:
+    data = spoken_corpus(tmp_path / "data", ["ba ki du", "ba ki du"])
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[1]["text"] = ""
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heard = api.evaluate(learned("ctc"), data)
+    assert (heard["words"], heard["insertions"], heard["wer"]) == (3, 3, 1.0)
 
 
 def test_an_encoder_with_an_adapter_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -331,5 +366,5 @@ def test_the_command_line_trains_evaluates_and_transcribes(
     for missing in ([], [corpus.parent / "0.wav"]):
         status, _, said = run("transcribe", tmp_path / "asr", tmp_path / "nothing.wav", *missing)
         assert status == 2
-        assert said.strip().splitlines()[-1].startswith("error: ")
-        assert "1 missing" in said
+        assert said.startswith(f"error: {tmp_path / 'nothing.wav'}: no such file; expected audio files")
+        assert said.count("\n") == 1

@@ -1,6 +1,7 @@
 """Compression and recognition in one run: the budget, the loss and its parts, teachers, recipes."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,13 +232,17 @@ def test_a_flat_start_and_masks_begin_once_whatever_the_stages(
     assert stages == wanted.get(method, 12 * ["distil"])
 
 
-def test_labels_of_another_tokenizer_teach_nothing(models: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+def test_labels_of_another_tokenizer_teach_nothing(
+    models: dict[str, Path], corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     other = spoken_corpus(tmp_path / "other", ["ab", "du", "zo"])
     settings = {key: value for key, value in SETTINGS.items() if key != "round_to"}
     api.finetune(models["parakeet"], other, tmp_path / "teacher", task="rnnt", **settings)
     with pytest.raises(UserError, match="4 tokens, the teacher by rnnt with 4 other"):
         compress(models["parakeet"], corpus, tmp_path / "o", posterior_weight=1.0, teacher=tmp_path / "teacher")
-    compress(models["parakeet"], corpus, tmp_path / "small", teacher=tmp_path / "teacher")
+    with caplog.at_level(logging.INFO):
+        compress(models["parakeet"], corpus, tmp_path / "small", teacher=tmp_path / "teacher")
+    assert "no posteriors are learned: the student recognises by rnnt with 4 tokens, the teacher by " in caplog.text
     assert '"posteriors"' not in (tmp_path / "small" / "log.jsonl").read_text()
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -33,6 +33,7 @@ SPACE = "▁"  # as in SentencePiece; `normalise` leaves none in a text
 LEFT_OUT_AT_MOST = 0.01  # of the clips, for what their texts hold
 NAMED_AT_MOST = 10
 ENOUGH = 1000  # clips of a lazy set, to say what fraction is left out
+LOOKED_AT = 100  # clips of one, before a run begins
 _CONTROL = re.compile(r"<.*>|\[.*\]")  # of published vocabularies, where not all such tokens are declared special
 
 
@@ -212,9 +213,15 @@ def load_tokens(source: str | os.PathLike[str], model_config: Any) -> Tokens:
         )
     tokens = Tokens(tokenizer, blank, size)
     label, last = max(tokens.labels.items(), key=lambda item: item[1], default=("", -1))
-    if last < 0 or last >= size or blank in tokens.labels.values():
+    if last < 0 or last >= size or blank in tokens.labels.values() or _blank_of_ours(tokenizer) not in (None, blank):
         raise UserError(f"MODEL {source}: {_mismatch(tokens, label, last)}; expected the tokenizer it was trained with")
     return tokens
+
+
+def _blank_of_ours(tokenizer: Any) -> int | None:
+    """The id that a tokenizer of `make_tokenizer` has for the blank; None of others, which have names of their own."""
+    index: int | None = tokenizer.get_vocab().get(BLANK)
+    return index
 
 
 def _mismatch(tokens: Tokens, label: str, last: int) -> str:
@@ -222,7 +229,9 @@ def _mismatch(tokens: Tokens, label: str, last: int) -> str:
         return "its tokenizer has no labels"
     if last >= tokens.size:
         return f"its tokenizer has label {label!r} as {last}, but the model's vocab_size is {tokens.size}"
-    named = next(label for label, index in tokens.labels.items() if index == tokens.blank)
+    named = next((label for label, index in tokens.labels.items() if index == tokens.blank), None)
+    if named is None:
+        return f"its blank is {tokens.blank}, but that of its tokenizer is {_blank_of_ours(tokens.tokenizer)}"
     return f"its blank is {tokens.blank}, which is label {named!r} of its tokenizer"
 
 
@@ -234,33 +243,30 @@ class Targets:
 
     def __init__(self, tokens: Tokens, enough: int) -> None:
         self.tokens, self.enough = tokens, enough
-        self.met, self.left_out = 0, 0
+        self.met, self.unwritten = 0, 0
         self.lacking: Counter[str] = Counter()
+        self.silent: list[str] = []  # the clips without a text
 
     def of(self, cuts: Iterable[Cut]) -> dict[str, list[int]]:
-        """The labels by the cut's id. Clips whose text the tokens cannot write are left out, counted and named.
+        """The labels by the cut's id. Clips without text, or with one that the tokens cannot write, are left out.
 
-        A text without a word, as of punctuation alone, has no labels.
+        They are counted and named. A text without a word, as of punctuation alone, has no labels.
 
         Raises:
-            UserError: a clip has no text, or more than 1 % of the clips met so far are left out.
+            UserError: more than 1 % of the clips met so far are left out.
         """
-        texts = {cut.id: _text_of(cut) for cut in cuts}
-        self.met += len(texts)
-        silent = [clip for clip, text in texts.items() if text is None]
-        if silent:
-            raise UserError(
-                f"{len(silent)} of {self.met} clips have no text, or several supervisions (first: {silent[0]}); give "
-                "every row of DATA one text, or leave these rows out"
-            )
         targets, before = {}, self.left_out
-        for clip, text in texts.items():
-            ids, lacking = self.tokens.encode_known(str(text))
-            if lacking:
-                self.left_out += 1
+        for cut in cuts:
+            self.met += 1
+            text = _text_of(cut)
+            ids, lacking = ([], []) if text is None else self.tokens.encode_known(text)
+            if text is None:
+                self.silent.append(cut.id)
+            elif lacking:
+                self.unwritten += 1
                 self.lacking.update(lacking)
             else:
-                targets[clip] = ids
+                targets[cut.id] = ids
         if self.left_out > LEFT_OUT_AT_MOST * max(self.met, self.enough):
             raise UserError(
                 f"{self.summary()}, and that is more than {LEFT_OUT_AT_MOST:.0%}; correct the texts in DATA, leave "
@@ -270,27 +276,50 @@ class Targets:
             log.warning("%s: these clips are left out", self.summary())
         return targets
 
+    @property
+    def left_out(self) -> int:
+        return len(self.silent) + self.unwritten
+
     def summary(self) -> str:
-        """How many clips cannot be written, and what the tokens lack, most frequent first."""
+        """How many clips have no text or cannot be written, and what the tokens lack, most frequent first."""
+        parts = []
+        if self.silent:
+            parts.append(
+                f"{len(self.silent)} of {self.met} clips have no text, or several supervisions (first: "
+                f"{self.silent[0]})"
+            )
+        if self.unwritten:
+            parts.append(f"the texts of {self.unwritten} of {self.met} clips hold what the tokens lack: {self._lacked}")
+        return "; ".join(parts)
+
+    @property
+    def _lacked(self) -> str:
         named = ", ".join(f"{unit!r} ({count})" for unit, count in self.lacking.most_common(NAMED_AT_MOST))
         more = ", ..." if len(self.lacking) > NAMED_AT_MOST else ""
-        return f"the texts of {self.left_out} of {self.met} clips hold what the tokens lack: {named}{more}"
+        return named + more
 
 
 def check_texts(cuts: CutSet, tokens: Tokens) -> tuple[CutSet, Targets]:
     """The clips whose texts the tokens can write, and what gives the labels of a batch of them.
 
-    A set in memory is checked as a whole, here. A lazy one is returned as it is: its clips are checked batch by batch,
-    by `Targets.of`, which then gives fewer targets than it was given clips.
+    A set in memory is checked as a whole, here. A lazy one is returned as it is: its first clips are checked here, all
+    batch by batch, by `Targets.of`, which then gives fewer targets than it was given clips.
 
     Raises:
-        UserError: of a set in memory, as `Targets.of` says.
+        UserError: as `Targets.of` says.
     """
     if cuts.is_lazy:
+        first = first_of(cuts)
+        Targets(tokens, ENOUGH if len(first) == LOOKED_AT else 0).of(first)
         return cuts, Targets(tokens, ENOUGH)
     targets = Targets(tokens, 0)
     usable = targets.of(cuts)
     return cuts.filter(lambda cut: cut.id in usable), targets
+
+
+def first_of(cuts: CutSet) -> list[Cut]:
+    """What of a lazy set can be looked at before a run begins: some clips, where all would have to be read through."""
+    return list(islice(cuts, LOOKED_AT))
 
 
 def _text_of(cut: Cut) -> str | None:

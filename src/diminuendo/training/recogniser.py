@@ -11,10 +11,10 @@ from lhotse import CutSet
 from torch import Tensor
 
 from diminuendo.data.batching import Batch
-from diminuendo.data.tokens import Targets, Tokens, check_texts, load_tokens, make_tokenizer, too_long_for_ctc
+from diminuendo.data.tokens import Targets, Tokens, check_texts, first_of, load_tokens, make_tokenizer, too_long_for_ctc
 from diminuendo.errors import UserError
 from diminuendo.evaluation.transcripts import Decoding, hypotheses
-from diminuendo.families import Model, family_of
+from diminuendo.families import Model, family_of, stream_width
 from diminuendo.families.family import Task
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.recogniser import with_head
@@ -27,7 +27,8 @@ from diminuendo.training.removing import Source
 log = logging.getLogger(__name__)
 
 LEFT_OUT_AT_MOST = 0.01
-TOO_SHORT, UNWRITTEN = "more labels than frames", "texts that the tokens cannot write"
+WIDEST = 640  # a new transducer, unless it is told
+TOO_SHORT, UNWRITTEN = "more labels than frames", "no text, or one that the tokens cannot write"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
         source.model,
         head,
         tokens.size - 1,
-        width=config.predictor_width,
+        width=config.predictor_width or min(WIDEST, stream_width(source.model)),
         layers=config.predictor_layers,
         predictor=config.predictor,
     )
@@ -174,8 +175,9 @@ def _only(batch: Batch, usable: Bool[Tensor, " batch"]) -> Batch:
 
 
 def has_texts(cuts: CutSet) -> bool:
-    """Whether any clip says what is said in it; of a lazy set, which would have to be read through, that is assumed."""
-    return cuts.is_lazy or any(supervision.text for cut in cuts for supervision in cut.supervisions)
+    """Whether any clip says what is said in it; of a lazy set, any of its first ones."""
+    known = first_of(cuts) if cuts.is_lazy else cuts
+    return any(supervision.text for cut in known for supervision in cut.supervisions)
 
 
 class LabelledClips:
@@ -257,6 +259,8 @@ def posterior_weight_of(config: CompressConfig, pupil: Pupil, teacher: Source | 
         raise UserError(
             f"posterior_weight: {why}; expected a teacher by CTC or RNN-T with the same tokens, or leave it out"
         )
+    if config.posterior_weight is None:
+        log.info("no posteriors are learned: %s", why)
     return 0.0
 
 

@@ -20,7 +20,8 @@ class RecognitionConfig(TrainingConfig):
     head while it is trained, whose loss counts ctc_weight.
     tokens: None for those MODEL comes with, characters for an encoder; token_count: of "pieces".
     predictor: of a new transducer, an "lstm" or "stateless", which sees the last two labels alone and has one layer;
-    predictor_width, predictor_layers: of it and of the joint network.
+    predictor_width, predictor_layers: of it and of the joint network; None for the encoder's width, 640 at most, which
+    is Parakeet's.
     head_learning_rate: of all that is not the encoder; in a compression, of a head that is new.
     flat_start: the fraction of the steps that begin by learning frames, as if all labels of a clip were equally long.
     From a head that knows nothing of speech CTC and RNN-T may stay for thousands of steps where they give the most
@@ -37,7 +38,7 @@ class RecognitionConfig(TrainingConfig):
     token_count: int = 256
     ctc_weight: float = 0.3
     predictor: Predictor = "lstm"
-    predictor_width: int = 256
+    predictor_width: int | None = None
     predictor_layers: int = 1
     head_learning_rate: float = 1e-3
     flat_start: float = 0.0
@@ -66,8 +67,8 @@ class RecognitionConfig(TrainingConfig):
         if not isinstance(self.speeds, tuple) or not self.speeds or not all(0.5 <= one <= 2 for one in self.speeds):
             raise UserError(f"speeds {self.speeds}: expected some from 0.5 to 2, like (0.9, 1.0, 1.1)")
         for name in ("token_count", "predictor_width", "predictor_layers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise UserError(f"{name} must be at least 1, got {given}")
         if self.predictor == "stateless" and self.task in (None, "ctc"):
             why = "there is no task" if self.task is None else "--task ctc has no predictor"
             raise UserError(f"predictor stateless: {why}; give --task rnnt or ctc+rnnt, or leave predictor out")
