@@ -95,7 +95,9 @@ def evaluate(
     ] = None,
     against: Annotated[str | None, typer.Option(help="A second recogniser, for the paired difference.")] = None,
     beam: Annotated[int, typer.Option(min=1, help="1 decodes greedily.")] = 1,
-    lookahead: Annotated[int | None, typer.Option(help="Of a streaming model, in ms.")] = None,
+    lookahead: Annotated[
+        list[int] | None, typer.Option(help="Of a streaming model, in ms; several, each behind the flag: one by one.")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Rows of this split (default: test; all, if no row names one).")
     ] = None,
@@ -110,20 +112,25 @@ def evaluate(
     prepare(threads, quiet)
     from diminuendo import api
 
-    result = api.evaluate(
-        model,
-        data,
-        probe,
-        against=against,
-        split=split,
-        beam=beam,
-        lookahead=lookahead,
-        seed=seed or 0,
-        max_clips=max_clips,
-        device=device,
-        quiet=quiet,
-    )
-    show(result, as_json, cli_text.evaluate_text)
+    asked: list[int | None] = [*dict.fromkeys(lookahead or ())]
+    found = {
+        ahead: api.evaluate(
+            model,
+            data,
+            probe,
+            against=against,
+            split=split,
+            beam=beam,
+            lookahead=ahead,
+            seed=seed or 0,
+            max_clips=max_clips,
+            device=device,
+            quiet=quiet,
+        )
+        for ahead in asked or [None]
+    }
+    several = {"lookaheads": found}
+    show(several if len(found) > 1 else next(iter(found.values())), as_json, cli_text.evaluate_text)
 
 
 def transcribe(

@@ -68,6 +68,8 @@ def finetune_dry_run_text(result: dict[str, Any]) -> str:
 
 
 def evaluate_text(result: dict[str, Any]) -> str:
+    if "lookaheads" in result:
+        return "\n".join(f"{ms} ms: {evaluate_text(one)}" for ms, one in result["lookaheads"].items())
     if "accuracy" in result:
         accuracy, low, high = (f"{result[key]:.1%}" for key in ("accuracy", "low", "high"))
         return f"{result['task']} accuracy {accuracy} ({low} to {high}), {result['test_clips']:,} clips"

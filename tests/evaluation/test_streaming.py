@@ -277,7 +277,13 @@ def test_streaming_from_python_gives_what_whole_files_give_and_what_it_costs(mod
 def run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
 ) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["diminuendo", "transcribe", *map(str, arguments)])
+    return run_command(capsys, monkeypatch, "transcribe", *arguments)
+
+
+def run_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["diminuendo", *map(str, words)])
     with pytest.raises(SystemExit) as exited:
         cli.main()
     out, err = capsys.readouterr()
@@ -304,6 +310,22 @@ def test_the_command_line_prints_partials_beside_the_text(
     expected = {"lookahead_ms": 80, "chunk_ms": 160, "algorithmic_latency_ms": 235, "chunks": 10}
     assert expected.items() <= found["streaming"].items()
     assert {*found["streaming"]} - {*expected} == {"compute_ms", "real_time_factor"}
+
+
+def test_word_errors_come_for_each_lookahead(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"audio_filepath": "a.wav", "duration": 24_001 / RATE, "text": "abc", "speaker": "one"}
+    (models / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    given = ["evaluate", models / "streaming", models / "manifest.jsonl", "--device", "cpu", "--quiet"]
+    several = ["--lookahead", 0, "--lookahead", 400]
+    status, printed, _ = run_command(capsys, monkeypatch, *given, *several, "--json")
+    found = json.loads(printed)["lookaheads"]
+    assert status == 0
+    alone = [run_command(capsys, monkeypatch, *given, "--lookahead", ms, "--json")[1] for ms in (0, 400)]
+    assert list(found.items()) == list(zip(["0", "400"], map(json.loads, alone), strict=True))
+    lines = run_command(capsys, monkeypatch, *given, *several)[1].splitlines()
+    assert [line.partition(" WER")[0] for line in lines[::2]] == ["0 ms:", "400 ms:"]
 
 
 def test_on_a_terminal_one_line_is_written_anew_with_the_end_of_the_text(
