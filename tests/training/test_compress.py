@@ -180,6 +180,7 @@ def test_a_model_in_memory_must_be_one_that_can_be_built_again(teacher_folder: P
         ({"seconds_per_batch": float("inf")}, "must be finite"),
         ({"ramp": 1.5}, "ramp is a fraction"),
         ({"drop_rate": 0.0}, "drop_rate must lie in"),
+        ({"one_schedule": True, "distil_learning_rate": 1e-3}, "learning_rate goes on after removal"),
         ({"neuron_drop_rate": 1.0}, "neuron_drop_rate must lie in"),
         ({"objective": "ctc"}, "expected one of distillation, masked_prediction"),
         ({"fixed": ("toes",)}, "fixed 'toes': expected some of channels, heads"),

@@ -79,7 +79,7 @@ def test_one_schedule_goes_on_after_removal(
         return run_stage(self, stage, *given, **options)
 
     monkeypatch.setattr(Loop, "run_stage", seen)
-    options = {"learning_rate": 1e-3, "distil_learning_rate": 1e-4, "one_schedule": True, "distil_warm_up": 0.5}
+    options: dict[str, Any] = {"learning_rate": 1e-3, "one_schedule": True, "distil_warm_up": 0.5}
     compress(teacher_folder, audio_folder, tmp_path / "small", method=method, steps=4, distil_steps=4, **options)
     if method == "l0":
         whole = [1e-3 * warm_up_then_decay(8, 0.3)(step) for step in range(8)]

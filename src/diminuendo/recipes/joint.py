@@ -21,9 +21,10 @@ def joint(method: Method) -> CompressConfig:
 def agnostic(method: Method) -> CompressConfig:
     """Removal and distillation of hidden states: no texts are needed.
 
-    Rates are for small models and short runs; for large pretrained ones a fifth of them.
+    The learning rate falls through both stages: a second rise, after removal, undoes what was learned before
+    (docs/LOG.md). It is for small models and short runs; for large pretrained ones a fifth of it.
     """
-    return CompressConfig(method=method, learning_rate=5e-4, distil_learning_rate=2.5e-4, warm_up=0.1)
+    return CompressConfig(method=method, learning_rate=5e-4, warm_up=0.1, one_schedule=True, distil_warm_up=0.025)
 
 
 def prune_only(method: Method) -> CompressConfig:

@@ -104,6 +104,11 @@ class CompressConfig(RecognitionConfig):
         for name in ("warm_up", "distil_warm_up", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a fraction of a stage's steps, from 0 to 1; got {getattr(self, name)}")
+        if self.goes_on and self.distil_learning_rate != CompressConfig.distil_learning_rate:
+            raise UserError(
+                f"distil_learning_rate {self.distil_learning_rate:g}: with one_schedule, as this recipe may have it, "
+                "learning_rate goes on after removal; give that alone, or one_schedule=false too"
+            )
         for name, rate in (("drop_rate", self.drop_rate), ("neuron_drop_rate", self.neuron_drop_rate)):
             if rate is not None and not 0 < rate < 1:
                 raise UserError(f"{name} must lie in (0, 1), got {rate}")
