@@ -285,6 +285,8 @@ def test_a_new_transducer_is_as_wide_as_the_encoder(encoders: dict[str, Path], c
         source = source_of(encoders["parakeet"])
         config = FinetuneConfig(task="rnnt", tokens="words", **given)
         assert pupil_of(source, read_cuts(corpus, None), config).model.config.decoder_hidden_size == width
+    api.finetune(encoders["parakeet"], corpus, tmp_path / "asr", **SETTINGS)
+    assert json.loads((tmp_path / "asr" / "run.json").read_text())["config"]["predictor_width"] == 16
 
 
 def test_words_that_are_heard_in_a_clip_of_an_empty_text_are_wrong(

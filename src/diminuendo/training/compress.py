@@ -163,7 +163,8 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     source, clips = given, None
     if config.task is not None:
         pupil = pupil_of(given, cuts, config)
-        config = replace(config, posterior_weight=posterior_weight_of(config, pupil, teacher))
+        weight = posterior_weight_of(config, pupil, teacher)
+        config = replace(config, posterior_weight=weight, predictor_width=pupil.predictor_width)
         check_path(config, pupil)
         source = replace(given, model=pupil.model)
         clips = clips_to_learn(cuts, pupil, config, teacher or source)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def finetune(
     if source.name and Path(source.name).resolve() == out.resolve():
         raise UserError(f"--out {out} is MODEL's own directory; give another")
     job = _checked(source, cuts, config)
-    pupil, model = job.pupil, job.pupil.model
+    config, pupil, model = job.config, job.pupil, job.pupil.model
     run = Run(out, _identity(source, cuts, config, pupil), defaults_of(config))
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
@@ -134,6 +134,7 @@ def dry_run(source: Source, cuts: CutSet, config: FinetuneConfig, *, loop: LoopC
 
 def _checked(source: Source, cuts: CutSet, config: FinetuneConfig) -> _Job:
     pupil = pupil_of(source, cuts, config)
+    config = replace(config, predictor_width=pupil.predictor_width)
     clips = LabelledClips(cuts, pupil, config)
     look_at_one(clips.cuts, config.batch_settings(crop_to_shortest=False))  # unusable audio is found before writing
     return _Job(source, pupil, clips, config)

@@ -45,6 +45,11 @@ class Pupil:
         """Whether the encoder of a transducer has a CTC head too while it is trained."""
         return self.task == "ctc+rnnt"
 
+    @property
+    def predictor_width(self) -> int | None:
+        """Of a new transducer; what is kept has the width that it has."""
+        return self.model.config.decoder_hidden_size if self.new and is_transducer(self.model) else None
+
 
 def pupil_of(source: Source, cuts: CutSet, config: RecognitionConfig) -> Pupil:
     """What `config` makes of MODEL; a new head is drawn from the seed.
