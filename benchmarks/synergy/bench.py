@@ -42,7 +42,7 @@ class Places:
 
     @property
     def sentences(self) -> Path:
-        return self.work / "sentences.jsonl"
+        return self.work / "phones.jsonl"
 
     def texts(self, mode: Mode) -> Path:
         """What is recognised."""

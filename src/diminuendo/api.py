@@ -1,6 +1,7 @@
 """The public functions: what the command line does, from Python."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def evaluate(
     against: str | Path | Model | None = None,
     split: str | None = None,
     beam: int = 1,
-    lookahead: int | None = None,
+    lookahead: int | Sequence[int] | None = None,
     seed: int = 0,
     max_clips: int | None = None,
     device: str = "auto",
@@ -149,7 +150,8 @@ def evaluate(
     """Of a recogniser its word error rate on the test split; of an encoder, or if named, the accuracy of a probe.
 
     probe: "keyword" (for an encoder without any) or "speaker", on frozen features; see evaluation.probes. against: a
-    second recogniser, for the paired difference. beam: 1 decodes greedily. lookahead: of a streaming model, in ms.
+    second recogniser, for the paired difference. beam: 1 decodes greedily. lookahead: of a streaming model, in ms; of
+    several `lookaheads` has a result each.
     device: as for training; a model that is given as an object stays where it is unless it is named.
     """
     source = placed(model, device)

@@ -112,25 +112,20 @@ def evaluate(
     prepare(threads, quiet)
     from diminuendo import api
 
-    asked: list[int | None] = [*dict.fromkeys(lookahead or ())]
-    found = {
-        ahead: api.evaluate(
-            model,
-            data,
-            probe,
-            against=against,
-            split=split,
-            beam=beam,
-            lookahead=ahead,
-            seed=seed or 0,
-            max_clips=max_clips,
-            device=device,
-            quiet=quiet,
-        )
-        for ahead in asked or [None]
-    }
-    several = {"lookaheads": found}
-    show(several if len(found) > 1 else next(iter(found.values())), as_json, cli_text.evaluate_text)
+    result = api.evaluate(
+        model,
+        data,
+        probe,
+        against=against,
+        split=split,
+        beam=beam,
+        lookahead=lookahead if lookahead and len(lookahead) > 1 else next(iter(lookahead or ()), None),
+        seed=seed or 0,
+        max_clips=max_clips,
+        device=device,
+        quiet=quiet,
+    )
+    show(result, as_json, cli_text.evaluate_text)
 
 
 def transcribe(

@@ -87,27 +87,33 @@ def word_errors(
     against: Source | None = None,
     split: str | None = None,
     beam: int = 1,
-    lookahead: int | None = None,
+    lookahead: int | Sequence[int] | None = None,
     seed: int = 0,
     max_clips: int | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
     """What `api.evaluate` gives for a recogniser, where it is placed; its arguments are those."""
-    decoding = Decoding(beam=beam, n_best=1, lookahead=_lookahead_frames(source.model, lookahead))
-    check_decoding(source.model, decoding)
-    other = None if against is None else _other(against, decoding)
+    asked = [*lookahead] if isinstance(lookahead, Sequence) else [lookahead]
+    decodings = {ms: Decoding(beam=beam, lookahead=_lookahead_frames(source.model, ms)) for ms in asked}
+    for decoding in decodings.values():
+        check_decoding(source.model, decoding)
+    other = None if against is None else _other(against, Decoding(beam=beam))
     cuts = read_cuts(data, split, default_split="test")
     if max_clips is not None:
         cuts = cuts.subset(first=max_clips)
-    result, _ = recognition_errors(
-        _recogniser_of(source),
-        cuts,
-        decoding,
-        other=other,
-        seed=seed,
-        progress=lambda batches, total: tracked(batches, "evaluate", "batches", quiet, total),
-    )
-    return result
+    recogniser = _recogniser_of(source)
+    found = {
+        ms: recognition_errors(
+            recogniser,
+            cuts,
+            decoding,
+            other=other,
+            seed=seed,
+            progress=lambda batches, total: tracked(batches, "evaluate", "batches", quiet, total),
+        )[0]
+        for ms, decoding in decodings.items()
+    }
+    return {"lookaheads": found} if isinstance(lookahead, Sequence) else found[lookahead]
 
 
 def _other(source: Source, decoding: Decoding) -> Recogniser:
@@ -150,8 +156,8 @@ def transcribe(
     of a file that is silent, or shorter than 0.1 s, is empty. Raises UserError for files that cannot be read.
 
     streaming: each file comes in chunks of `chunk_ms` (None: as many as the lookahead needs), as it would from a
-    microphone; then there is `streaming` too, with the fields of evaluation.streaming.Cost. tell: called with the file
-    and what is heard so far whenever the text has changed.
+    microphone; then there is `streaming` too where something is heard, with the fields of evaluation.streaming.Cost.
+    tell: called with the file and what is heard so far whenever the text has changed.
     """
     check_files(audio)
     source = placed(model, device)
@@ -179,7 +185,9 @@ def transcribe(
             found = {one.id: asdict(one) for one in whole}
     for clip, reason in skipped.reasons.items():
         if reason not in NOTHING_SAID:
-            raise UserError(f"{audio[int(clip)]}: {reason}; expected audio that can be read to its end")
+            raise UserError(
+                f"{audio[int(clip)]}: {reason}; expected audio that can be read to its end, and finite samples"
+            )
         log.warning("%s: %s, nothing is heard in it", audio[int(clip)], reason)
         found[clip] = asdict(Transcript(clip, "", (), 0.0))
     return [{"audio": str(path), **found[str(i)]} for i, path in enumerate(audio)]

@@ -9,6 +9,7 @@ from lhotse.testing.dummies import dummy_recording
 
 from diminuendo.data.tokens import LOOKED_AT, Tokens, check_texts, make_tokenizer, too_long_for_ctc
 from diminuendo.errors import UserError
+from diminuendo.training.recogniser import has_texts
 
 TEXTS = ["The cat sat, all on the mat.", "A cat can't see the hats;", "the cattle sees 12 balls"]
 
@@ -79,6 +80,12 @@ def test_a_lazy_set_without_texts_is_refused_when_it_is_looked_at(size):
     foreign = clips(["fox"] * size, lazy=True)
     with pytest.raises(UserError, match="hold what the tokens lack: 'f' "):
         check_texts(foreign, ours())
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["in memory", "lazy"])
+def test_whether_there_are_texts_is_seen_without_reading_a_lazy_set(lazy):
+    assert not has_texts(clips([None, ""] * LOOKED_AT, lazy))
+    assert has_texts(clips([None, "the cat"] * LOOKED_AT, lazy))
 
 
 def test_one_clip_of_a_hundred_may_have_no_text(caplog):

@@ -1,24 +1,17 @@
 """Streaming: what is found while audio comes is what is found in all of it, and nothing is heard before its time."""
 
-import json
-import logging
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from transformers import NemotronAsrStreamingFeatureExtractor, ParakeetFeatureExtractor
 
 from conformance.test_removal import gated_and_removed
-from diminuendo import api, cli
-from diminuendo.cli_text import print_heard
 from diminuendo.data.batching import Batch
-from diminuendo.data.tokens import Tokens, make_tokenizer, save_tokens
+from diminuendo.data.tokens import Tokens, make_tokenizer
 from diminuendo.errors import UserError
 from diminuendo.evaluation.streaming import Heard, Stream, hear, latency
 from diminuendo.evaluation.transcripts import (
@@ -28,12 +21,11 @@ from diminuendo.evaluation.transcripts import (
     hypotheses,
     timed_words,
 )
-from diminuendo.export.huggingface import save
 from diminuendo.families import family_of, model_inputs
 from diminuendo.families.recogniser import with_head
 from diminuendo.families.streaming import FeatureStream
 from diminuendo.tasks.hypotheses import Hypothesis
-from tiny import extractor_of, tiny_model, tiny_transducer
+from tiny import extractor_of, tiny_transducer
 
 TOKENIZER = make_tokenizer("characters", ["abc defghi"])  # ten labels, and behind them the blank
 RATE = 16_000
@@ -234,152 +226,3 @@ def test_an_extractor_that_norms_whole_clips_is_refused() -> None:
     one = recogniser("rnnt")
     with pytest.raises(UserError, match="a ParakeetFeatureExtractor; streaming needs one that norms nothing"):
         Stream(Recogniser(one.model, ParakeetFeatureExtractor(32), one.tokens))
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`streaming` and `whole`, which cannot, as saved; and two files of noise."""
-    folder = tmp_path_factory.mktemp("models")
-    streaming, parakeet = tiny_model("nemotron", "rnnt"), tiny_model("parakeet", "ctc")
-    for model, name in ((streaming, "streaming"), (parakeet, "whole")):
-        save(model, extractor_of(model), folder / name)
-        save_tokens(TOKENIZER, folder / name)
-    for name, samples in (("a.wav", 24_001), ("b.wav", 30_000)):
-        soundfile.write(folder / name, noise(samples).numpy(), RATE, subtype="FLOAT")
-    return folder
-
-
-def test_streaming_from_python_gives_what_whole_files_give_and_what_it_costs(models: Path) -> None:
-    files = [models / "a.wav", models / "b.wav"]
-    expected = api.transcribe(models / "streaming", files, lookahead=80, device="cpu")
-    told: list[tuple[str, str]] = []
-    found = api.transcribe(
-        models / "streaming",
-        files,
-        lookahead=80,
-        streaming=True,
-        chunk_ms=30,
-        tell=lambda audio, heard: told.append((audio, heard.text)),
-        device="cpu",
-    )
-    costs = [one.pop("streaming") for one in found]
-    assert [(one["text"], one["words"]) for one in found] == [(one["text"], one["words"]) for one in expected]
-    assert dict(told) == {one["audio"]: one["text"] for one in expected}
-    assert len(told) > 6
-    assert [(cost["lookahead_ms"], cost["chunk_ms"]) for cost in costs] == [(80, 30), (80, 30)]
-    utterance = api.stream(models / "streaming", lookahead=80, device="cpu")
-    samples = soundfile.read(files[0], dtype="float32")[0]
-    assert utterance.push(samples[:20_000]).text in expected[0]["text"]
-    utterance.push(samples[20_000:])
-    assert utterance.finish().text == expected[0]["text"]
-
-
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
-) -> tuple[int, str, str]:
-    return run_command(capsys, monkeypatch, "transcribe", *arguments)
-
-
-def run_command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["diminuendo", *map(str, words)])
-    with pytest.raises(SystemExit) as exited:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(exited.value.code or 0), out, err
-
-
-def test_the_command_line_prints_partials_beside_the_text(
-    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = [models / "streaming", models / "a.wav", "--streaming", "--lookahead", 80, "--device", "cpu"]
-    status, printed, err = run(capsys, monkeypatch, *arguments)
-    text, cost = printed.splitlines()
-    partials = err.splitlines()
-    assert status == 0
-    assert text.startswith(f"{models / 'a.wav'}: ")
-    assert cost.startswith("    latency 235.0 ms (lookahead 80 ms, audio in chunks of 160 ms) and computing: ")
-    assert len(partials) > 3
-    assert partials[0].startswith(f"{models / 'a.wav'} 0.16 s  ")
-    assert partials[-1] == f"{models / 'a.wav'} 1.50 s  {text.removeprefix(str(models / 'a.wav') + ': ')}"
-    status, printed, err = run(capsys, monkeypatch, *arguments, "--json", "--quiet")
-    (found,) = json.loads(printed)["transcripts"]
-    assert (status, err) == (0, "")
-    assert f"{found['audio']}: {found['text']}" == text
-    expected = {"lookahead_ms": 80, "chunk_ms": 160, "algorithmic_latency_ms": 235, "chunks": 10}
-    assert expected.items() <= found["streaming"].items()
-    assert {*found["streaming"]} - {*expected} == {"compute_ms", "real_time_factor"}
-
-
-def test_word_errors_come_for_each_lookahead(
-    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = {"audio_filepath": "a.wav", "duration": 24_001 / RATE, "text": "abc", "speaker": "one"}
-    (models / "manifest.jsonl").write_text(json.dumps(row) + "\n")
-    given = ["evaluate", models / "streaming", models / "manifest.jsonl", "--device", "cpu", "--quiet"]
-    several = ["--lookahead", 0, "--lookahead", 400]
-    status, printed, _ = run_command(capsys, monkeypatch, *given, *several, "--json")
-    found = json.loads(printed)["lookaheads"]
-    assert status == 0
-    alone = [run_command(capsys, monkeypatch, *given, "--lookahead", ms, "--json")[1] for ms in (0, 400)]
-    assert list(found.items()) == list(zip(["0", "400"], map(json.loads, alone), strict=True))
-    lines = run_command(capsys, monkeypatch, *given, *several)[1].splitlines()
-    assert [line.partition(" WER")[0] for line in lines[::2]] == ["0 ms:", "400 ms:"]
-
-
-def test_on_a_terminal_one_line_is_written_anew_with_the_end_of_the_text(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "24")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    for text, final in (("one", False), ("one two three four", False), ("\u4e00" * 9, True)):
-        print_heard("a.wav", Heard(text, (), 0.0, 1.5, final))
-    assert capsys.readouterr().err == (
-        "\r\x1b[Ka.wav 1.50 s  one\r\x1b[Ka.wav 1.50 s  hree four\r\x1b[Ka.wav 1.50 s  " + "\u4e00" * 4 + "\n"
-    )
-
-
-@pytest.mark.parametrize(("model", "streaming"), [("streaming", True), ("streaming", False), ("whole", False)])
-@pytest.mark.parametrize("samples", [0, 800, 24_000])
-def test_nothing_is_heard_in_silence(
-    samples: int, model: str, streaming: bool, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    soundfile.write(tmp_path / "silence.wav", torch.zeros(samples).numpy(), RATE)
-    with caplog.at_level(logging.WARNING):
-        (alone,) = api.transcribe(models / model, [tmp_path / "silence.wav"], streaming=streaming, device="cpu")
-    assert (alone["text"], alone["words"], alone["others"]) == ("", (), ())
-    assert [record.message.partition(" nothing")[2] for record in caplog.records] == [" is heard in it"]
-    files = [tmp_path / "silence.wav", models / "a.wav"]
-    found = api.transcribe(models / model, files, streaming=streaming, device="cpu")
-    (heard,) = api.transcribe(models / model, [models / "a.wav"], streaming=streaming, device="cpu")
-    assert found[0] == alone
-    assert found[1]["text"] == heard["text"]
-
-
-@pytest.mark.parametrize(
-    ("model", "flags", "says"),
-    [
-        ("whole", ["--streaming"], "--streaming: MODEL is no streaming model (ParakeetForCTC)"),
-        ("streaming", ["--streaming", "--beam", "4"], "leave --beam and --n-best out"),
-        ("streaming", ["--streaming", "--n-best", "2"], "leave --beam and --n-best out"),
-        ("streaming", ["--streaming", "--chunk-ms", "0"], "--chunk-ms 0: expected"),
-        ("streaming", ["--streaming", "--lookahead", "50"], "expected a multiple of 80 ms"),
-        ("streaming", ["--chunk-ms", "20"], "give --streaming too"),
-        ("streaming", ["--streaming", "gone.wav"], "error: gone.wav: no such file; expected audio files"),
-        ("whole", ["gone.wav", "gone too.wav"], "error: gone.wav: no such file (and 1 more of 3 files)"),
-        ("whole", [__file__], "test_streaming.py: no audio that can be read"),
-    ],
-)
-def test_wrong_input_gets_one_line_and_status_2(
-    model: str,
-    flags: list[str],
-    says: str,
-    models: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    status, printed, err = run(capsys, monkeypatch, models / model, models / "a.wav", *flags, "--device", "cpu")
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert (status, printed, len(lines)) == (2, "", 1)
-    assert says in lines[0]

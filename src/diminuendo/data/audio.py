@@ -20,6 +20,7 @@ Reason = Literal["missing", "broken", "empty", "silent", "too short", "non-finit
 NAMED_AT_MOST = 20
 ROUNDED_SECONDS = 0.1  # by which a manifest and a file may differ and still mean the same
 UNKNOWN_FRAMES = 2**62  # and more is what libsndfile says of a length that a FLAC header leaves open
+OPEN_LENGTH = "its header does not say how long it is; encode it again, not into a pipe"
 
 
 class BadAudio(Exception):  # noqa: N818 - an outcome that is counted, not a failure of the run
@@ -113,7 +114,7 @@ def _read_source(
             raise BadAudio("empty", "a file of 0 bytes")
         with soundfile.SoundFile(io.BytesIO(source.source) if in_memory else source.source) as file:
             if file.frames >= UNKNOWN_FRAMES:
-                raise BadAudio("broken", "its header does not say how long it is; encode it again, not into a pipe")
+                raise BadAudio("broken", OPEN_LENGTH)
             rate, first, frames = file.samplerate, *_frames_of(cut, file)
             if max_seconds is not None:
                 longest = int(max_seconds * rate)

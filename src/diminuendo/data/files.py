@@ -11,7 +11,7 @@ import soundfile
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from diminuendo.data.audio import UNKNOWN_FRAMES
+from diminuendo.data.audio import OPEN_LENGTH, UNKNOWN_FRAMES
 from diminuendo.errors import UserError
 
 # A lhotse recording must state a rate and a length. Without a header these stand in; what is wrong is found in reading.
@@ -41,11 +41,10 @@ def _why_unreadable(file: Path) -> str | None:
     if not file.is_file():
         return "no such file"
     try:
-        if file.stat().st_size:
-            soundfile.info(str(file))
+        frames = soundfile.info(str(file)).frames if file.stat().st_size else 0
     except (soundfile.SoundFileError, OSError, TypeError, ValueError):
         return "no audio that can be read"
-    return None
+    return OPEN_LENGTH if frames >= UNKNOWN_FRAMES else None
 
 
 def whole_file(id_: str, file: str | Path, seconds: float | None = None, rate: int = NOMINAL_RATE, **known: Any) -> Cut:

@@ -30,7 +30,7 @@ Kind = Literal["characters", "pieces", "words"]
 
 BLANK = "<blank>"
 SPACE = "▁"  # as in SentencePiece; `normalise` leaves none in a text
-LEFT_OUT_AT_MOST = 0.01  # of the clips, for what their texts hold
+LEFT_OUT_AT_MOST = 0.01  # of the clips, for what is wrong with their texts
 NAMED_AT_MOST = 10
 ENOUGH = 1000  # clips of a lazy set, to say what fraction is left out
 LOOKED_AT = 100  # clips of one, before a run begins
@@ -243,9 +243,10 @@ class Targets:
 
     def __init__(self, tokens: Tokens, enough: int) -> None:
         self.tokens, self.enough = tokens, enough
-        self.met, self.unwritten = 0, 0
+        # Clips; those without a text; those of one that cannot be written.
+        self.met, self.silent, self.unwritten = 0, 0, 0
+        self.first_silent = ""
         self.lacking: Counter[str] = Counter()
-        self.silent: list[str] = []  # the clips without a text
 
     def of(self, cuts: Iterable[Cut]) -> dict[str, list[int]]:
         """The labels by the cut's id. Clips without text, or with one that the tokens cannot write, are left out.
@@ -261,7 +262,8 @@ class Targets:
             text = _text_of(cut)
             ids, lacking = ([], []) if text is None else self.tokens.encode_known(text)
             if text is None:
-                self.silent.append(cut.id)
+                self.first_silent = self.first_silent or cut.id
+                self.silent += 1
             elif lacking:
                 self.unwritten += 1
                 self.lacking.update(lacking)
@@ -278,15 +280,14 @@ class Targets:
 
     @property
     def left_out(self) -> int:
-        return len(self.silent) + self.unwritten
+        return self.silent + self.unwritten
 
     def summary(self) -> str:
         """How many clips have no text or cannot be written, and what the tokens lack, most frequent first."""
         parts = []
         if self.silent:
             parts.append(
-                f"{len(self.silent)} of {self.met} clips have no text, or several supervisions (first: "
-                f"{self.silent[0]})"
+                f"{self.silent} of {self.met} clips have no text, or several supervisions (first: {self.first_silent})"
             )
         if self.unwritten:
             parts.append(f"the texts of {self.unwritten} of {self.met} clips hold what the tokens lack: {self._lacked}")

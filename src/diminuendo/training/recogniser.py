@@ -11,7 +11,16 @@ from lhotse import CutSet
 from torch import Tensor
 
 from diminuendo.data.batching import Batch
-from diminuendo.data.tokens import Targets, Tokens, check_texts, first_of, load_tokens, make_tokenizer, too_long_for_ctc
+from diminuendo.data.tokens import (
+    LEFT_OUT_AT_MOST,
+    Targets,
+    Tokens,
+    check_texts,
+    first_of,
+    load_tokens,
+    make_tokenizer,
+    too_long_for_ctc,
+)
 from diminuendo.errors import UserError
 from diminuendo.evaluation.transcripts import Decoding, hypotheses
 from diminuendo.families import Model, family_of, stream_width
@@ -26,7 +35,6 @@ from diminuendo.training.removing import Source
 
 log = logging.getLogger(__name__)
 
-LEFT_OUT_AT_MOST = 0.01
 WIDEST = 640  # a new transducer, unless it is told
 TOO_SHORT, UNWRITTEN = "more labels than frames", "no text, or one that the tokens cannot write"
 
