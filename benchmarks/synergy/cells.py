@@ -70,7 +70,7 @@ class Cell:
 
 # Of several sizes.
 BY_SIZE = (
-    *(Cell("full", method, from_teacher=True) for method in METHODS),
+    *(Cell("full", method, from_teacher=True) for method in (*METHODS, "l0+lowrank")),
     Cell("full", "thin"),
     Cell("full", "thin", distilled=False),
 )
@@ -115,4 +115,5 @@ def grid() -> list[Cell]:
         for distilled in (True, False)
         for method in (*METHODS, "thin")
     ]
+    both += [cell for cell in BY_SIZE if cell.method == "l0+lowrank"]
     return [*first, *both, *seeds, *sizes, *beside, *controls, *sentences]

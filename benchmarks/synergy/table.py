@@ -189,7 +189,7 @@ def plot(found: Results, path: Path) -> None:
             for name in seeds(found, replace(one, keep=keep))[:1]:
                 wer = found.rows[name]["wer"]
                 points.append(
-                    (100 * keep * (1 + 0.03 * (number - 1.5)), *(100 * wer[k] for k in ("wer", "wer_low", "wer_high")))
+                    (100 * keep * (1 + 0.03 * (number - 2)), *(100 * wer[k] for k in ("wer", "wer_low", "wer_high")))
                 )
         if points:
             x, y, low, high = zip(*points, strict=True)
