@@ -21,7 +21,7 @@ import torch
 from benchmarks.recogniser_tables import Results, Row, mean_interval, ratio_interval, read, time_models
 from benchmarks.record import RESULTS
 from benchmarks.synergy.bench import TASKS
-from benchmarks.synergy.cells import BY_SIZE, METHODS, MODES, Cell, Method, Mode, grid
+from benchmarks.synergy.cells import BY_SIZE, LEAST, METHODS, MODES, Cell, Method, Mode, grid
 from diminuendo.evaluation.bootstrap import summed
 
 HEADLINE: dict[Mode, str] = {"full": "wer", "streaming": "wer_1040_ms", "sentences": "wer"}
@@ -185,7 +185,7 @@ def plot(found: Results, path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for number, one in enumerate(BY_SIZE):
         points = []
-        for keep in (0.125, 0.25, 0.5):
+        for keep in (LEAST[one.method], 0.25, 0.5):
             for name in seeds(found, replace(one, keep=keep))[:1]:
                 wer = found.rows[name]["wer"]
                 points.append(
@@ -198,7 +198,7 @@ def plot(found: Results, path: Path) -> None:
     if "teacher-full" in found.rows:
         axis.axhline(100 * found.rows["teacher-full"]["wer"]["wer"], color="grey", lw=1, label="the teacher, whole")
     axis.set(xscale="log", xlabel="kept parameters, %", ylabel="word error rate, unseen speakers, %")
-    axis.set_xticks([12.5, 25, 50], minor=False)
+    axis.set_xticks([12.5, 15, 25, 50], minor=False)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
     axis.set_ylim(bottom=0)
