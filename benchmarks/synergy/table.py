@@ -203,7 +203,7 @@ def plot(found: Results, path: Path) -> None:
     axis.xaxis.set_minor_formatter("")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
