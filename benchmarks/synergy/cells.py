@@ -68,7 +68,7 @@ class Cell:
         return asdict(self)
 
 
-# Ranks alone cannot free more than 86.7 %: what is no matrix inside a sublayer stays.
+# Ranks alone cannot free more than 86.7 % of this recogniser: what is no matrix inside a sublayer stays.
 LEAST: dict[Method, float] = {"l0": 0.125, "lowrank": 0.15, "l0+lowrank": 0.125, "thin": 0.125}
 # Of several sizes.
 BY_SIZE = (
