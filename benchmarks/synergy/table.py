@@ -182,7 +182,7 @@ def plot(found: Results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(7, 5.5), layout="constrained")
     for number, one in enumerate(BY_SIZE):
         points = []
         for keep in (LEAST[one.method], 0.25, 0.5):
@@ -203,7 +203,7 @@ def plot(found: Results, path: Path) -> None:
     axis.xaxis.set_minor_formatter("")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    figure.legend(fontsize=8, loc="outside lower center")
     figure.savefig(path, dpi=120)
 
 
