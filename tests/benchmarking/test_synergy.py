@@ -12,12 +12,18 @@ from benchmarks.synergy.bench import Places
 from benchmarks.synergy.cells import MODES, STEPS, Cell, grid
 from benchmarks.workers import number_of_workers
 
-from diminuendo.api import source_of
+from diminuendo.api import compress_config, source_of
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
+from diminuendo.families.measure import build_cost_model
+from diminuendo.profiling.count import count_parameters
+from diminuendo.pruning.budget import Budget, check_budget
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of, extractor_of
 from diminuendo.training.progress import Diverged
+from diminuendo.training.removing import free_axes, gateable
+
+REFERENCES = Path(__file__).parents[2] / "benchmarks" / "results" / "references"
 
 
 @pytest.fixture
@@ -121,6 +127,19 @@ def test_cells_have_names_of_their_own_and_as_many_steps_and_seconds_a_step() ->
         assert sum(run["steps"] + run.get("distil_steps", 0) for run in runs) == STEPS
         assert {run["seconds_per_batch"] for run in runs} == {make.RECOGNITION["seconds_per_batch"]}
         assert {run["seed"] for run in runs} == {cell.run_seed}
+
+
+def test_no_cell_asks_for_less_than_what_cannot_go() -> None:
+    models = {path.name: source_of(path).model for path in REFERENCES.iterdir() if path.is_dir()}
+    asked = {(cell.mode, cell.method, cell.agnostic, cell.keep) for cell in grid() if cell.method != "thin"}
+    for mode, method, agnostic, keep in sorted(asked):
+        whole, encoder = models[f"teacher-{mode}"], models[f"pretrained-{mode}"]
+        total, beside = count_parameters(whole), count_parameters(encoder)
+        budget = Budget("params", keep * total - (total - beside) if agnostic else keep * total, absolute=True)
+        config = compress_config(("agnostic-" if agnostic else "joint-") + method.replace("+", "-"))
+        plain = gateable(encoder if agnostic else whole, factored=config.factored, meta=True)
+        cost = build_cost_model(plain, free_axes(plain, config.fixed_kinds, head=config.head_free))
+        check_budget(cost, budget, total, make.RANKS["round_to"] if "lowrank" in method else config.round_to)
 
 
 def test_results_of_other_settings_or_another_teacher_are_refused(
