@@ -118,8 +118,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
 
 def _joint(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
     """In one run, by the uncompressed recogniser's hidden states and posteriors, or by the encoder's hidden states."""
-    recipe = "distil-only" if cell.method == "thin" else "joint-" + cell.method.replace("+", "-")
-    settings = settings_of(cell)
+    recipe, settings = recipe_of(cell), settings_of(cell)
     start = taught_by if cell.from_teacher else untrained(encoder, out / "encoder") if cell.fresh else encoder
     result = compress_to_result(
         str(start),
@@ -145,21 +144,31 @@ def untrained(encoder: Path, out: Path) -> Path:
     return out
 
 
+def recipe_of(cell: Cell) -> str:
+    """Of an agnostic cell that of its first run."""
+    if cell.method == "thin":
+        return "distil-only"
+    return ("agnostic-" if cell.agnostic else "joint-") + cell.method.replace("+", "-")
+
+
+def encoder_budget(cell: Cell, whole: int, encoder: int) -> str:
+    """What of an encoder's parameters an agnostic cell keeps, so that with its head it has its part of the `whole`."""
+    return f"params={(cell.keep * whole - (whole - encoder)) / 1e3:.3f}k"
+
+
 def _agnostic(cell: Cell, encoder: Path, taught_by: Path, words: Path, out: Path) -> dict[str, Any]:
     """The encoder first, by its own hidden states or by what it was pretrained with; then a recogniser of it.
 
     The encoder becomes so small that, its head included, the recogniser is as large as one that is made in one run.
     """
     whole, beside = (count_parameters(source_of(path).model) for path in (taught_by, encoder))
-    kept = cell.keep * whole - (whole - beside)
-    settings = settings_of(cell)
-    recipe = "agnostic-" + cell.method.replace("+", "-")
+    recipe, settings = recipe_of(cell), settings_of(cell)
     smaller = compress_to_result(
         str(encoder),
         words,
         out / "encoder",
         recipe=recipe,
-        keep=f"params={kept / 1e3:.3f}k",
+        keep=encoder_budget(cell, whole, beside),
         resume=True,
         loop=QUIET,
         **settings["compression"],
