@@ -46,7 +46,7 @@ from transformers import (
 )
 
 from diminuendo import api
-from diminuendo.families import model_inputs
+from diminuendo.families import family_of, model_inputs
 from diminuendo.families.recogniser import with_head
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.loop import Loop
@@ -150,6 +150,7 @@ def tiny_model(family: str = "hubert", style: str = "base", *, ctc: bool = False
         for name, buffer in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer += 0.3 * torch.rand(buffer.shape, generator=generator)
+    family_of(model).mask_padding(model)  # as of a model that is loaded
     return model
 
 

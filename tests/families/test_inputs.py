@@ -1,14 +1,17 @@
 """What goes into a model and what its hidden states are, against transformers' own."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
+from transformers import AutoModel, SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.distillation.hidden import HiddenDistillation
-from diminuendo.families import family_of, model_inputs
+from diminuendo.families import family_of, load, model_inputs
+from diminuendo.families.recogniser import with_head
 from tiny import TRANSFORMERS, VARIANTS, audio, extractor_of, tiny_model
 
 # The mixed ones exist: wav2vec2-large-960h has the group norm at width 1024, some models the layer norm and post-norm.
@@ -67,8 +70,34 @@ def test_frames_of_features_are_those_that_the_extractor_does_not_mask() -> None
 
 @pytest.mark.parametrize("position", ["relative_key", "relative", "rotary", None])
 def test_padding_changes_no_frame_of_a_clip_where_convolutions_are_masked(position: str | None) -> None:
-    model = tiny_model("wav2vec2-bert", position_embeddings_type=position)
-    alone, beside = (model_inputs(extractor_of(model), *padded(lengths)) for lengths in ([5000], [5000, 8000]))
+    check_padding_is_not_heard(tiny_model("wav2vec2-bert", position_embeddings_type=position))
+
+
+@pytest.mark.parametrize(("family", "style"), [("data2vec-audio", "stacked"), ("wav2vec2-conformer", "large")])
+@pytest.mark.parametrize("made", ["loaded", "plain", "removed", "with a head", "copied"])
+def test_padding_changes_no_frame_of_a_clip_where_transformers_hears_it(
+    family: str, style: str, made: str, tmp_path: Path
+) -> None:
+    stock = AutoModel.from_config(tiny_model(family, style).config).eval()
+    stock.load_state_dict(tiny_model(family, style).state_dict())
+    with pytest.raises(AssertionError):
+        check_padding_is_not_heard(stock)
+    stock.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    model = {
+        "loaded": lambda: loaded,
+        "plain": lambda: family_of(stock).plain(stock),
+        "removed": lambda: gated_and_removed(stock, "neurons", "some").removed,
+        "with a head": lambda: with_head(stock, "ctc", 5),
+        "copied": lambda: copy.deepcopy(loaded),
+    }[made]()
+    check_padding_is_not_heard(model)
+
+
+def check_padding_is_not_heard(model: Any) -> None:
+    waveforms, lengths = padded([5000, 8000])
+    both = (waveforms[:1, :5000], lengths[:1]), (waveforms, lengths)
+    alone, beside = (model_inputs(extractor_of(model), *clips) for clips in both)
     frames = int(family_of(model).frame_lengths(model, torch.tensor(5000)))
     with torch.inference_mode():
         states = [family_of(model).hidden_states(model, inputs) for inputs in (alone, beside)]
@@ -76,7 +105,6 @@ def test_padding_changes_no_frame_of_a_clip_where_convolutions_are_masked(positi
         torch.testing.assert_close(one[0, :frames], other[0, :frames], rtol=1e-4, atol=1e-5)
 
 
-# Not Data2Vec: of its stacked positional convolutions all but the first hear what the one before wrote into padding.
 @pytest.mark.parametrize("family", TRANSFORMERS)
 @pytest.mark.parametrize("do_normalize", [True, False])
 @pytest.mark.parametrize("pre_norm", [True, False])

@@ -17,7 +17,8 @@ from transformers import Data2VecAudioForCTC, Data2VecAudioModel
 from diminuendo.families import wav2vec2
 from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.parts import along, encoder_in
-from diminuendo.modules.ragged_data2vec import RaggedData2VecAudioForCTC, RaggedData2VecAudioModel
+from diminuendo.modules.padding import mask_padding
+from diminuendo.modules.ragged_data2vec import CONVOLUTIONS, RaggedData2VecAudioForCTC, RaggedData2VecAudioModel
 from diminuendo.modules.ragged_rnnt import RaggedData2VecAudioForRNNT
 from diminuendo.structure.axis import Axis, Product, Slice
 
@@ -56,6 +57,7 @@ def plain(model: Model) -> Model:
         if layer.layer_norm.weight is None:
             norm = nn.LayerNorm(layer.conv.out_channels, layer.layer_norm.eps, bias=False)
             layer.layer_norm = norm.to(layer.conv.weight)
+    mask_padding(encoder_in(copied)[0].encoder, CONVOLUTIONS)
     return copied.eval()
 
 
@@ -70,4 +72,5 @@ DATA2VEC_AUDIO = Family(
     products=products,
     hidden_states=wav2vec2.hidden_states,
     frame_lengths=wav2vec2.frame_lengths,
+    mask_padding=lambda model: mask_padding(encoder_in(model)[0].encoder, CONVOLUTIONS),
 )

@@ -75,6 +75,7 @@ class Family:
     streams: whether its encoders hear no more of the future than `num_lookahead_tokens` frames, and go on from caches.
     features: of an encoder's configuration, where its models do not read waveforms.
     initialise: gives a new encoder weights that can be trained, in place, where transformers' own cannot.
+    mask_padding: keeps what a clip becomes apart from the padding beside it, in place, where transformers does not.
     """
 
     architectures: tuple[Architecture, ...]
@@ -89,6 +90,7 @@ class Family:
     streams: bool = False
     features: Callable[[Any], Features] | None = None
     initialise: Callable[[Model], None] = lambda model: None
+    mask_padding: Callable[[Model], None] = lambda model: None
     encoder: Callable[[Model], Model] = lambda model: getattr(model, model.base_model_prefix, model)
 
     @property

@@ -109,6 +109,7 @@ def load(source: str | os.PathLike[str]) -> Model:
     if info["unexpected_keys"]:
         unused = sorted(info["unexpected_keys"])
         log.warning("%s: %d tensors are not used by %s (first: %s)", source, len(unused), cls.__name__, unused[0])
+    family.mask_padding(model)
     return model.eval()
 
 

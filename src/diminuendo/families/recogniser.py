@@ -45,6 +45,7 @@ def with_head(
     source = encoder.state_dict() if is_ragged(model) or not ours else family.plain(encoder).state_dict()
     inside = family.encoder(recogniser)
     inside.load_state_dict(source)
+    family.mask_padding(recogniser)
     if stateless:
         recogniser.decoder.reset_parameters()
     if task != "ctc":

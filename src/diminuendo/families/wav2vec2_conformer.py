@@ -14,8 +14,10 @@ from diminuendo.families import wav2vec2
 from diminuendo.families.conformer import convolution_axes
 from diminuendo.families.family import Architecture, Family, Model
 from diminuendo.families.parts import attention_product, encoder_in, feed_forward_axes, heads_axis, sublayer, whole
+from diminuendo.modules.padding import mask_padding
 from diminuendo.modules.ragged_rnnt import RaggedWav2Vec2ConformerForRNNT
 from diminuendo.modules.ragged_wav2vec2_conformer import (
+    CONVOLUTIONS,
     NORMS,
     RaggedWav2Vec2ConformerForCTC,
     RaggedWav2Vec2ConformerModel,
@@ -88,6 +90,7 @@ def plain(model: Model) -> Model:
     encoder = encoder_in(copied)[0].encoder
     encoder.pos_conv_embed = nn.Identity()
     encoder.embed_positions = positions(model.config)
+    mask_padding(encoder, CONVOLUTIONS)
     return copied.eval()
 
 
@@ -102,4 +105,5 @@ WAV2VEC2_CONFORMER = Family(
     products=products,
     hidden_states=wav2vec2.hidden_states,
     frame_lengths=wav2vec2.frame_lengths,
+    mask_padding=lambda model: mask_padding(encoder_in(model)[0].encoder, CONVOLUTIONS),
 )

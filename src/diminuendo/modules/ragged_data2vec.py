@@ -5,9 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Data2VecAudioConfig, Data2VecAudioForCTC, Data2VecAudioModel
 
+from .padding import mask_padding
 from .ragged import Ragged, RaggedConfig, Shape, shrink_feed_forward
 from .ragged_wav2vec2 import KeptGroups, residual, shrink_attention, shrink_front_end
 from .residual import Stream, stream_of
+
+CONVOLUTIONS = r"pos_conv_embed\.layers\.\d+\.conv"
+"""Those of positions: all but the first read what the norm before them wrote into padding."""
 
 
 class KeptGroupsPositionalStack(KeptGroups):
@@ -44,6 +48,7 @@ class RaggedData2VecAudioLayers(Ragged):
             name = f"encoder.layers.{i}"
             shrink_attention(layer, name, shape)
             shrink_feed_forward(layer, "feed_forward", name, shape, "intermediate_dense", "output_dense")
+        mask_padding(base.encoder, CONVOLUTIONS)
 
 
 class RaggedData2VecAudioConfig(RaggedConfig, Data2VecAudioConfig):

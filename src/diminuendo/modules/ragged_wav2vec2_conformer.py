@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel
 
+from .padding import mask_padding
 from .ragged import EmptyAttention, Ragged, RaggedConfig, RemovedAttention, Shape, resize, shrink_feed_forward, size
 from .ragged_conformer import drop_norms_before, shrink_convolution
 from .ragged_wav2vec2 import shrink_front_end
@@ -17,6 +18,8 @@ from .residual import Residual, Stream, stream_of
 
 NORMS = {"ffn1": "ffn1_layer_norm", "self_attn": "self_attn_layer_norm", "ffn2": "ffn2_layer_norm"}
 """Of the sublayers that are normed from outside: the norm."""
+CONVOLUTIONS = r"layers\.\d+\.conv_module\.depthwise_conv"
+"""Those over time: around them attention and feed-forward write into padding."""
 
 
 class RelativePositions(nn.Module):
@@ -124,6 +127,7 @@ class RaggedWav2Vec2ConformerLayers(Ragged):
         shrink_front_end(base, shape)
         base.encoder.pos_conv_embed = nn.Identity()
         shrink_encoder(base.encoder, shape, "batch_norm")
+        mask_padding(base.encoder, CONVOLUTIONS)
 
 
 class RaggedWav2Vec2ConformerConfig(RaggedConfig, Wav2Vec2ConformerConfig):
