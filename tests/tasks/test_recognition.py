@@ -10,7 +10,7 @@ from transformers.loss.loss_tdt import tdt_loss
 from diminuendo.families.recogniser import with_head
 from diminuendo.tasks.ctc import flat_alignment
 from diminuendo.tasks.recognition import RecognitionLoss, frame_logits, output_logits, padded
-from diminuendo.training.recognition import Hearing
+from diminuendo.training.hearing import Hearing
 from tiny import tiny_model
 
 COUNTS = torch.tensor([9, 6])

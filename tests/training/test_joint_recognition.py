@@ -12,15 +12,20 @@ from transformers import Wav2Vec2CTCTokenizer
 
 import diminuendo
 from diminuendo import api
+from diminuendo.data.manifest import read_cuts
+from diminuendo.data.tokens import load_tokens
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
+from diminuendo.given import source_of
 from diminuendo.importance import taylor
 from diminuendo.recipes import RECIPES
-from diminuendo.training import recognition, unlearned
+from diminuendo.training import hearing, recognition, unlearned
 from diminuendo.training.configurations import read_configuration
+from diminuendo.training.hearing import Hearing
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.own_prediction import extractor_of as fresh_extractor
+from diminuendo.training.recogniser import PartlyLabelledClips
 from diminuendo.training.recognition import TaughtRecognition
 from spoken import spoken_corpus
 from tiny import QUIET, extractor_of, interrupt, tiny_model, weights
@@ -158,6 +163,57 @@ def test_clips_without_texts_say_what_the_teacher_hears(
         compress(models["parakeet"], silent, tmp_path / "other")
 
 
+def test_what_some_clips_say_is_learned_beside_what_the_teacher_hears_in_the_others(
+    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: dict[str, list[int]] = {}
+    original = PartlyLabelledClips.texts
+
+    def texts(self: Any, batch: Any) -> Any:
+        batch, found = original(self, batch)
+        learned.update(zip([cut.id for cut in batch.cuts], found, strict=True))
+        return batch, found
+
+    monkeypatch.setattr(PartlyLabelledClips, "texts", texts)
+    corpus = spoken_corpus(tmp_path / "partly", ["ba", None, "du", None, "ki", "ba du"])
+    with caplog.at_level("INFO", logger="diminuendo"):
+        compress(models["parakeet-rnnt"], corpus, tmp_path / "small", tokens=None)
+    assert "2 of 6 clips have no text: of these what the teacher hears is what is learned" in caplog.text
+    source = source_of(models["parakeet-rnnt"])
+    tokens = load_tokens(str(models["parakeet-rnnt"]), source.model.config)
+    cuts = list(read_cuts(corpus, None))
+    heard = api.transcribe(models["parakeet-rnnt"], [cut.recording.sources[0].source for cut in cuts])
+    for cut, one in zip(cuts, heard, strict=True):
+        text = cut.supervisions[0].text
+        assert tokens.decode(learned[cut.id]) == (one["text"] if text is None else text)
+
+
+def test_without_a_teacher_clips_without_texts_say_what_the_recogniser_heard_before_it_was_cut(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    silent = spoken_corpus(tmp_path / "silent", [None] * 6)
+    result = compress(models["parakeet-rnnt"], silent, tmp_path / "small", tokens=None, recipe="prune-only-l0")
+    assert result["params"]["kept"] <= 0.5
+
+
+@pytest.mark.parametrize("task", [None, "own"])
+def test_a_streaming_encoder_is_distilled_from_one_that_hears_whole_clips_at_several_lookaheads(
+    task: str | None, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = set()
+    original = Hearing.inputs
+
+    def inputs(self: Any, *args: Any) -> Any:
+        found = original(self, *args)
+        drawn.add(found.get("num_lookahead_tokens"))
+        return found
+
+    monkeypatch.setattr(Hearing, "inputs", inputs)
+    settings = {"task": task, "tokens": None if task is None else "words", "teacher": models["parakeet"], "steps": 16}
+    compress(models["nemotron"], corpus, tmp_path / "small", **settings)
+    assert drawn == {0, 1, 6, 13}
+
+
 def test_posteriors_of_a_head_that_is_new_or_has_other_labels_are_refused(
     models: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
@@ -210,7 +266,7 @@ def test_a_flat_start_and_masks_begin_once_whatever_the_stages(
 ) -> None:
     heard: list[tuple[int, float, bool]] = []
     logits: list[int] = []
-    forward, output, inputs = TaughtRecognition.forward, recognition.output_logits, recognition.augmented
+    forward, output, inputs = TaughtRecognition.forward, recognition.output_logits, hearing.augmented
     masked: list[int] = []
 
     def told(self: TaughtRecognition, waveforms: Any, lengths: Any, step: int, *rest: Any) -> Any:
@@ -221,7 +277,7 @@ def test_a_flat_start_and_masks_begin_once_whatever_the_stages(
 
     monkeypatch.setattr(TaughtRecognition, "forward", told)
     monkeypatch.setattr(recognition, "output_logits", lambda *given: (logits.append(1), output(*given))[1])
-    monkeypatch.setattr(recognition, "augmented", lambda *given: (masked.append(1), inputs(*given))[1])
+    monkeypatch.setattr(hearing, "augmented", lambda *given: (masked.append(1), inputs(*given))[1])
     settings = {"task": "ctc+rnnt", "flat_start": 0.5, "augment_from": 0.75, "keep": "params=0.6"}
     compress(models["parakeet"], corpus, tmp_path / "small", method=method, rounds=rounds, **settings)
     flat = [1.0, 1.0, 1.0, 0.75] + 8 * [0.0]  # of 4 steps
@@ -254,7 +310,10 @@ def test_labels_of_another_tokenizer_teach_nothing(
         ({"flat_start": 0.1, "task_weight": 0.0}, "flat_start: task_weight is 0"),
         ({"flat_start": 0.1, "task": "rnnt"}, "--task rnnt has no CTC to start with"),
         ({"flat_start": 0.1, "task": "ctc+rnnt", "ctc_weight": 0.0}, "which ctc_weight 0 leaves out"),
-        ({"task": None, "lookaheads": (0,)}, "drawn where a recogniser learns"),
+        (
+            {"task": None, "tokens": None, "objective": "masked_prediction", "lookaheads": (0,)},
+            "lookaheads: masked_prediction has those of the pretraining",
+        ),
         ({"task": None, "tokens": None, "method": "thin"}, "give --task own"),
         ({"method": "thin", "keep": "macs=0.5"}, "--method thin"),
         ({"task": None, "tokens": None, "predictor": "stateless"}, "predictor stateless: there is no task"),

@@ -12,8 +12,9 @@ from diminuendo.families.recogniser import with_head
 from diminuendo.modules.transducer import LSTM_AXIS, TRANSDUCER_AXES
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.training import recognition
+from diminuendo.training.hearing import Hearing
 from diminuendo.training.objective import JointObjective, Teacher
-from diminuendo.training.recognition import Hearing, RecognitionObjective, TaughtRecognition, Weights
+from diminuendo.training.recognition import RecognitionObjective, TaughtRecognition, Weights
 from diminuendo.training.removing import free_axes, gateable
 from tiny import extractor_of, tiny_model
 

@@ -259,7 +259,7 @@ class Targets:
         targets, before = {}, self.left_out
         for cut in cuts:
             self.met += 1
-            text = _text_of(cut)
+            text = text_of(cut)
             ids, lacking = ([], []) if text is None else self.tokens.encode_known(text)
             if text is None:
                 self.first_silent = self.first_silent or cut.id
@@ -323,7 +323,7 @@ def first_of(cuts: CutSet) -> list[Cut]:
     return list(islice(cuts, LOOKED_AT))
 
 
-def _text_of(cut: Cut) -> str | None:
+def text_of(cut: Cut) -> str | None:
     """The text; None where there is none, or none but spaces, as manifests for recognition have it."""
     texts = [supervision.text or "" for supervision in cut.supervisions]
     return texts[0] if len(texts) == 1 and texts[0].strip() else None

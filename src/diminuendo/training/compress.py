@@ -26,6 +26,7 @@ from diminuendo.training.card import compression_card
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
+from diminuendo.training.hearing import lookaheads_of
 from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
@@ -167,7 +168,7 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
         config = replace(config, posterior_weight=weight, predictor_width=pupil.predictor_width)
         check_path(config, pupil)
         source = replace(given, model=pupil.model)
-        clips = clips_to_learn(cuts, pupil, config, teacher or source)
+        clips = clips_to_learn(cuts, pupil, config, source, teacher)
         cuts = clips.cuts
     elif config.method == "thin" and family_of(given.model).is_recogniser(given.model):
         raise UserError(
@@ -178,10 +179,11 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
     frames, teacher_frames = (_frames_in_10_s(one.model) for one in (source, teacher))
-    if abs(frames - teacher_frames) > (clips is not None):  # convolutions that look back give one more
+    if abs(frames - teacher_frames) > 1:  # convolutions that look back give one more
         raise UserError(
             f"--teacher gives {teacher_frames} frames for 10 s, MODEL {frames}: a teacher needs MODEL's frame rate"
         )
+    lookaheads_of(encoder_config(source.model), config.lookaheads or ())
     config = config.resolved(default_layers(depth))
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):

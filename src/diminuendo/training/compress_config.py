@@ -130,8 +130,8 @@ class CompressConfig(RecognitionConfig):
         if self.flat_start and (self.task is None or not self.task_weight):
             given = "there is no task" if self.task is None else "task_weight is 0"
             raise UserError(f"flat_start: {given}, and so no CTC to start with; give --task ctc+rnnt, or leave it out")
-        if self.lookaheads is not None and self.task is None:
-            raise UserError("lookaheads: they are drawn where a recogniser learns; give --task own, or leave them out")
+        if self.lookaheads is not None and self.objective == "masked_prediction":
+            raise UserError("lookaheads: masked_prediction has those of the pretraining; leave one of the two out")
         if self.task is not None and self.objective == "masked_prediction":
             raise UserError("--task: the objective masked_prediction has no texts; leave one of the two out")
         if self.posteriors not in get_args(Posteriors):

@@ -23,11 +23,12 @@ from diminuendo.training.card import recogniser_card
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
 from diminuendo.training.finetune_config import FinetuneConfig
+from diminuendo.training.hearing import hearing_of
 from diminuendo.training.kernels import choose_attention, convolution_chosen
 from diminuendo.training.loop import Group, Loop, Stage, carry_out, make_optimizer
 from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
 from diminuendo.training.recogniser import LabelledClips, Pupil, pupil_of
-from diminuendo.training.recognition import RecognitionObjective, hearing_of
+from diminuendo.training.recognition import RecognitionObjective
 from diminuendo.training.removing import Source
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.schedules import warm_up_then_decay
@@ -55,7 +56,7 @@ class _Job:
         choose_attention(model, config, device)
         torch.manual_seed(config.seed)
         weight = config.ctc_weight if self.pupil.ctc_beside else 0.0
-        hearing = hearing_of(config)
+        hearing = hearing_of(config, model)
         objective = RecognitionObjective(model, self.source.extractor, hearing, ctc_weight=weight).to(device)
         return Stage("recognition", config.steps, objective, _groups(objective, config), texts=self.clips.texts)
 

@@ -1,6 +1,6 @@
 """What is minimised: distillation, and with gates the budget. Here pruning and distillation meet."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from diminuendo.pruning.gating import Gates
 from diminuendo.structure.axis import Axis, Slice
 from diminuendo.structure.cost import CostModel
 from diminuendo.tasks.augment import takes_masks
+from diminuendo.training.hearing import Hearing
 from diminuendo.training.kernels import convolution_chosen
 
 Scalars = dict[str, Tensor]
@@ -51,11 +52,23 @@ class Teacher:
         return [state.clone() if layer in wanted else state for layer, state in enumerate(states)]
 
 
+def cut_to_both(
+    states: Sequence[Tensor], targets: Sequence[Tensor], counts: Int[Tensor, " batch"], its: Int[Tensor, " batch"]
+) -> tuple[Int[Tensor, " batch"], list[Tensor], list[Tensor]]:
+    """Frames that student and teacher both have, states [batch, frames, dim]: a model that looks back has one more.
+
+    counts, its: each clip's own frames, of the student and of the teacher. Gives those of both, and both's states.
+    """
+    frames = min(states[0].shape[1], targets[0].shape[1])
+    return torch.minimum(counts, its), [one[:, :frames] for one in states], [one[:, :frames] for one in targets]
+
+
 class DistillationObjective(nn.Module):
     """The distillation loss of a student, gated or not, against a frozen teacher.
 
     Student and teacher stay in evaluation mode also while training: in training mode transformers models mask time,
     drop layers and change batch norms' statistics, and none of that belongs into a comparison of two models.
+    hearing: with lookaheads, where both stream; a teacher that hears whole clips hears them.
     norms_by_batch: of a student with fresh weights, whose batch norms know no statistics yet, these norm by the batch.
     """
 
@@ -65,12 +78,13 @@ class DistillationObjective(nn.Module):
         teacher: Teacher | Model,
         extractor: Any,
         distillation: HiddenDistillation,
+        hearing: Hearing | None = None,
         *,
         norms_by_batch: bool = False,
     ) -> None:
         super().__init__()
         self.student, self.distillation = student, distillation
-        self.extractor, self.norms_by_batch = extractor, norms_by_batch
+        self.extractor, self.norms_by_batch, self.hearing = extractor, norms_by_batch, hearing or Hearing()
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
         freeze_unused(student)
 
@@ -88,11 +102,14 @@ class DistillationObjective(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> Scalars:
-        """`loss` and its parts for clips [batch, samples]; step and draw matter with gates only."""
-        inputs, family = model_inputs(self.extractor, waveforms, lengths), family_of(self.student)
+        """`loss` and its parts for clips [batch, samples]; without lookaheads step and draw matter with gates only."""
+        inputs = self.hearing.inputs(self.student, self.extractor, waveforms, lengths, step, draw)
+        family = family_of(self.student)
         targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, self.distillation.layers)
-        student = family.hidden_states(self.student, inputs)
-        losses: Scalars = self.distillation(student, targets, family.frame_lengths(self.student, lengths))
+        states = family.hidden_states(self.student, inputs)
+        counts = family.frame_lengths(self.student, lengths), self.teacher.frame_lengths(lengths)
+        both, own, its = cut_to_both(states, targets, *counts)
+        losses: Scalars = self.distillation(own, its, both)
         return losses
 
 

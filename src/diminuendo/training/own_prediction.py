@@ -27,8 +27,9 @@ from diminuendo.tasks.selfsupervised import (
     layer_frames,
 )
 from diminuendo.training.configurations import read_configuration
+from diminuendo.training.hearing import lookaheads_of
 from diminuendo.training.kernels import choose_convolution
-from diminuendo.training.pretrain_config import BestRQConfig, lookaheads_of
+from diminuendo.training.pretrain_config import BestRQConfig
 
 # What `pretrain` writes beside a model, by its objective.
 FILES = {"clusters": "clusters.safetensors", "best_rq": "best_rq.safetensors"}
@@ -110,7 +111,7 @@ def best_rq_of(model: Model, config: BestRQConfig, seed: int, *, norms_by_batch:
         code_dim=config.code_dim,
         masked=config.masked,
         span_seconds=config.span_seconds,
-        lookaheads=lookaheads_of(model.config, config),
+        lookaheads=lookaheads_of(model.config, config.lookaheads),
         seed=seed,
         code_seed=config.seed,
         norms_by_batch=norms_by_batch,

@@ -46,6 +46,7 @@ from diminuendo.training.card import pretraining_card
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.device import make_accelerator
+from diminuendo.training.hearing import lookaheads_of
 from diminuendo.training.kernels import choose_attention, choose_convolution
 from diminuendo.training.loop import Group, Loop, Stage, carry_out
 from diminuendo.training.own_prediction import FILES, encoder_of, extractor_of
@@ -55,7 +56,6 @@ from diminuendo.training.pretrain_config import (
     BestRQConfig,
     PretrainConfig,
     config_class,
-    lookaheads_of,
 )
 from diminuendo.training.progress import duration_text
 from diminuendo.training.run import Run, clips_of, defaults_of
@@ -146,7 +146,7 @@ def _check(name: str, model_config: Any, config: AnyPretrainConfig) -> None:
             f"CONFIG {name}, by what it reads, is pretrained by {expected}; got settings of {config.objective}"
         )
     if isinstance(config, BestRQConfig):
-        lookaheads_of(model_config, config)
+        lookaheads_of(model_config, config.lookaheads)
         return
     depth = model_config.num_hidden_layers
     if config.target_layer is not None and not 1 <= config.target_layer <= depth:

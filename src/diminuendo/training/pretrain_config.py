@@ -7,8 +7,6 @@ from diminuendo.errors import UserError
 from diminuendo.families import FAMILIES
 from diminuendo.training.config import TrainingConfig
 
-PUBLISHED_LOOKAHEADS = (0, 1, 6, 13)  # frames of 80 ms, of the published streaming models
-
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
@@ -144,29 +142,6 @@ AnyPretrainConfig = PretrainConfig | BestRQConfig
 def config_class(model_config: Any) -> type[PretrainConfig] | type[BestRQConfig]:
     """Of the objective that can train an encoder of this transformers configuration, by what it reads."""
     return PretrainConfig if FAMILIES[model_config.model_type].reads_waveforms else BestRQConfig
-
-
-def lookaheads_of(model_config: Any, config: BestRQConfig) -> tuple[int, ...]:
-    """What is drawn from, in frames; nothing for an encoder that sees all of a clip.
-
-    An encoder sees chunks of lookahead + 1 frames and as many whole chunks before them as its window has room for.
-    Raises UserError for lookaheads of an encoder that has none, and for one that leaves no room for a chunk.
-    """
-    own = getattr(model_config, "default_num_lookahead_tokens", None)
-    if own is None:
-        if config.lookaheads:
-            raise UserError(
-                f"lookaheads {list(config.lookaheads)}: {model_config.model_type} does not stream; drop them"
-            )
-        return ()
-    past = model_config.sliding_window - 1
-    for lookahead in (*config.lookaheads, own):
-        if lookahead >= past:
-            raise UserError(
-                f"a lookahead of {lookahead} frames leaves no past in a sliding_window of {past + 1}; "
-                f"expected at most {past - 1}"
-            )
-    return config.lookaheads or tuple(sorted({own, *(ahead for ahead in PUBLISHED_LOOKAHEADS if ahead < past)}))
 
 
 def _expect_objective(config: AnyPretrainConfig, known: str) -> None:

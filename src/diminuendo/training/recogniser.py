@@ -19,6 +19,7 @@ from diminuendo.data.tokens import (
     first_of,
     load_tokens,
     make_tokenizer,
+    text_of,
     too_long_for_ctc,
 )
 from diminuendo.errors import UserError
@@ -189,8 +190,7 @@ def _only(batch: Batch, usable: Bool[Tensor, " batch"]) -> Batch:
 
 def has_texts(cuts: CutSet) -> bool:
     """Whether any clip says what is said in it; of a lazy set, any of its first ones."""
-    known = first_of(cuts) if cuts.is_lazy else cuts
-    return any(supervision.text for cut in known for supervision in cut.supervisions)
+    return any(text_of(cut) is not None for cut in (first_of(cuts) if cuts.is_lazy else cuts))
 
 
 class LabelledClips:
@@ -248,6 +248,37 @@ class LabelledClips:
         return batch, [found[cut.id] for cut in batch.cuts]
 
 
+class PartlyLabelledClips:
+    """Clips of which some have texts, and of the others what a recogniser hears in them."""
+
+    def __init__(self, labelled: LabelledClips, heard: HeardClips) -> None:
+        self.labelled, self.heard, self.pupil = labelled, heard, labelled.pupil
+        self.cuts = CutSet([*labelled.cuts, *heard.cuts])
+
+    @property
+    def left_out(self) -> str:
+        return ", ".join(filter(None, (self.labelled.left_out, self.heard.left_out)))
+
+    def texts(self, batch: Batch) -> tuple[Batch, Texts]:
+        """The clips of a batch that can be used, those with a text first, and the ids of their labels."""
+        written = torch.tensor([text_of(cut) is not None for cut in batch.cuts])
+        parts = [
+            clips.texts(_only(batch, chosen))
+            for clips, chosen in ((self.labelled, written), (self.heard, ~written))
+            if chosen.any()
+        ]
+        whole = replace(
+            batch,
+            waveforms=torch.cat([part.waveforms for part, _ in parts]),
+            lengths=torch.cat([part.lengths for part, _ in parts]),
+            cuts=tuple(cut for part, _ in parts for cut in part.cuts),
+        )
+        return whole, [text for _, texts in parts for text in texts]
+
+
+Clips = LabelledClips | HeardClips | PartlyLabelledClips
+
+
 def posterior_weight_of(config: CompressConfig, pupil: Pupil, teacher: Source | None) -> float:
     """The configuration's posterior_weight; None resolved, to 1 where there are posteriors to learn from, else 0.
 
@@ -289,9 +320,27 @@ def check_path(config: CompressConfig, pupil: Pupil) -> None:
         raise UserError(f"posteriors path: {given}; expected an RNN-T and a teacher with its labels, or leave it out")
 
 
-def clips_to_learn(cuts: CutSet, pupil: Pupil, config: CompressConfig, teacher: Source) -> LabelledClips | HeardClips:
-    """The clips with what they say, or where none has a text with what the teacher hears, if it has the same labels."""
-    if has_texts(cuts) or not config.posterior_weight:
+def clips_to_learn(cuts: CutSet, pupil: Pupil, config: CompressConfig, source: Source, teacher: Source | None) -> Clips:
+    """The clips with what they say; what the others say is what the teacher hears, if it has the pupil's labels.
+
+    source: the pupil's. teacher: None for the pupil itself as it came. Of a lazy set all have texts, or none.
+    """
+    silent = [] if cuts.is_lazy else [cut for cut in cuts if text_of(cut) is None]
+    if (has_texts(cuts) and not silent) or not _hears_labels(pupil, teacher):
         return LabelledClips(cuts, pupil, config)
-    log.info("DATA has no texts: what the teacher hears is what is learned")
-    return HeardClips(cuts, pupil, config, teacher)
+    hearer = teacher or source
+    if not has_texts(cuts):
+        log.info("DATA has no texts: what the teacher hears is what is learned")
+        return HeardClips(cuts, pupil, config, hearer)
+    log.info("%d of %d clips have no text: of these what the teacher hears is what is learned", len(silent), len(cuts))
+    labelled = LabelledClips(CutSet([cut for cut in cuts if text_of(cut) is not None]), pupil, config)
+    return PartlyLabelledClips(labelled, HeardClips(CutSet(silent), pupil, config, hearer))
+
+
+def _hears_labels(pupil: Pupil, teacher: Source | None) -> bool:
+    """Whether a teacher writes the pupil's labels."""
+    if teacher is None:
+        return not pupil.new
+    if not family_of(teacher.model).is_recogniser(teacher.model):
+        return False
+    return load_tokens(str(teacher.name), teacher.model.config).labels == pupil.tokens.labels

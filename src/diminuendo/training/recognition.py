@@ -16,56 +16,15 @@ from diminuendo.distillation.posteriors import (
     ctc_posteriors,
     one_best_path,
 )
-from diminuendo.families import Model, family_of, model_inputs
+from diminuendo.families import Model, family_of
 from diminuendo.families.transducer import is_transducer
 from diminuendo.modules.transducer import TRANSDUCER_AXES
 from diminuendo.structure.axis import Axis, Slice
-from diminuendo.tasks.augment import augmented
 from diminuendo.tasks.recognition import Labels, RecognitionLoss, Scalars, output_logits, padded
-from diminuendo.tasks.selfsupervised import generator_of
 from diminuendo.tasks.transducer_loss import lattice
+from diminuendo.training.hearing import Hearing
 from diminuendo.training.loop import Texts
-from diminuendo.training.objective import Teacher
-from diminuendo.training.recognition_config import RecognitionConfig
-
-
-@dataclass(frozen=True)
-class Hearing:
-    """How a recogniser hears clips while it is trained.
-
-    lookaheads: of a streaming encoder, in frames; every batch has one of them, drawn like its masks from seed and draw.
-    augment_from: the step from which the input is masked, None for never; strength: how much of the published masks.
-    flat_start: steps of a flat start; in their last third it fades. Steps are those of the run, not of a stage.
-    """
-
-    lookaheads: tuple[int, ...] = ()
-    augment_from: int | None = None
-    seed: int = 0
-    flat_start: int = 0
-    strength: float = 1.0
-
-    def flat(self, step: int) -> float:
-        """How much of the loss of this step is a flat start's."""
-        return min(1.0, max(0.0, 3 * (1 - step / self.flat_start))) if self.flat_start else 0.0
-
-    def inputs(
-        self, model: Model, extractor: Any, waveforms: Tensor, lengths: Tensor, step: int, draw: int
-    ) -> dict[str, Any]:
-        inputs: dict[str, Any] = model_inputs(extractor, waveforms, lengths)
-        generator = generator_of(self.seed, draw)
-        if self.augment_from is not None and step >= self.augment_from:
-            counts = family_of(model).frame_lengths(model, lengths)
-            inputs = augmented(model, inputs, counts, generator, self.strength)
-        if self.lookaheads:
-            chosen = torch.randint(len(self.lookaheads), (), generator=generator)
-            inputs["num_lookahead_tokens"] = self.lookaheads[int(chosen)]
-        return inputs
-
-
-def hearing_of(config: RecognitionConfig) -> Hearing:
-    augment_from = round(config.augment_from * config.steps) if config.augment else None
-    flat_start = round(config.flat_start * config.steps)
-    return Hearing(config.lookaheads or (), augment_from, config.seed, flat_start, config.augment_strength)
+from diminuendo.training.objective import Teacher, cut_to_both
 
 
 class RecognitionObjective(nn.Module):
@@ -165,15 +124,13 @@ class TaughtRecognition(nn.Module):
         if weights.hidden or weights.posteriors:
             wanted = {*self.distillation.layers, len(states) - 1}
             targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, wanted)
-            frames = min(states[0].shape[1], targets[0].shape[1])
-            both = torch.minimum(counts, self.teacher.frame_lengths(lengths))
+            both, kept, taught_states = cut_to_both(states, targets, counts, self.teacher.frame_lengths(lengths))
             if weights.hidden:
-                cut = ([one[:, :frames] for one in several] for several in (states, targets))
-                found["hidden"] = self.distillation(*cut, both)["loss"]
+                found["hidden"] = self.distillation(kept, taught_states, both)["loss"]
                 loss = loss + weights.hidden * found["hidden"]
             if logits is not None and weights.posteriors:
-                taught = self._teacher_logits(targets[-1], labels)
-                found["posteriors"] = self._posteriors(logits[:, :frames], taught[:, :frames], both, labels)
+                taught = self._teacher_logits(taught_states[-1], labels)
+                found["posteriors"] = self._posteriors(logits[:, : taught.shape[1]], taught, both, labels)
                 loss = loss + weights.posteriors * found["posteriors"]
         return {"loss": loss, **found}
 

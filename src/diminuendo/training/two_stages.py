@@ -23,12 +23,13 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.tasks.best_rq import BestRQ
 from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.hearing import hearing_of
 from diminuendo.training.kernels import choose_attention, convolution_chosen
 from diminuendo.training.loop import Group, Loop, Stage, Texts
 from diminuendo.training.objective import DistillationObjective, JointObjective, Teacher, none_unseen
 from diminuendo.training.own_prediction import own_prediction
-from diminuendo.training.recogniser import HeardClips, LabelledClips
-from diminuendo.training.recognition import TaughtRecognition, Weights, hearing_of
+from diminuendo.training.recogniser import Clips
+from diminuendo.training.recognition import TaughtRecognition, Weights
 from diminuendo.training.removing import Source, free_axes, gateable, remove_and_compare, removed_again
 from diminuendo.training.schedules import Schedule, again, constant, warm_up_then_decay
 
@@ -53,7 +54,7 @@ class TwoStages:
         config: CompressConfig,
         cost: CostModel,
         total: float,
-        clips: LabelledClips | HeardClips | None = None,
+        clips: Clips | None = None,
     ) -> None:
         self.source, self.teacher, self.cuts, self.config = source, teacher, cuts, config
         self.clips = clips
@@ -79,15 +80,15 @@ class TwoStages:
         if self.config.objective == "masked_prediction":
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
         teacher, extractor = Teacher(self.teacher.model, self.teacher.extractor), self.source.extractor
-        distillation = self._distillation(student)
+        distillation, hearing = self._distillation(student), hearing_of(self.config, student)
         fresh = {"norms_by_batch": self.config.method == "thin"}
         if self.clips is None:
-            return DistillationObjective(student, teacher, extractor, distillation, **fresh)
+            return DistillationObjective(student, teacher, extractor, distillation, hearing, **fresh)
         config = self.config
         weights = Weights(config.task_weight, config.hidden_weight, config.posterior_weight or 0.0)
         ctc_weight = config.ctc_weight if self.clips.pupil.ctc_beside else 0.0
         settings: dict[str, Any] = {"ctc_weight": ctc_weight, "posteriors": config.posteriors, **fresh}
-        return TaughtRecognition(student, teacher, extractor, distillation, hearing_of(config), weights, **settings)
+        return TaughtRecognition(student, teacher, extractor, distillation, hearing, weights, **settings)
 
     @property
     def crops(self) -> bool:
@@ -281,7 +282,12 @@ class TwoStages:
 
         Where the teacher is another model than MODEL the head is of neither's states, and stays as it is.
         """
-        if self.teacher.model is not self.source.model or not self.family.is_recogniser(removed):
+        if not self.family.is_recogniser(removed):
+            return
+        if self.teacher.model is not self.source.model:
+            log.warning(
+                "MODEL's head reads states that follow another model's now: `diminuendo finetune` lets it learn them"
+            )
             return
         encoder = encoder_config(removed)
         if encoder.num_hidden_layers not in self.layers or getattr(encoder, "add_adapter", False):

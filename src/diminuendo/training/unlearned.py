@@ -18,9 +18,10 @@ from diminuendo.importance import Scores, at_random, magnitude, taylor, whole_la
 from diminuendo.pruning.budget import Budget, select, selected_cost
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.structure.axis import Axis
+from diminuendo.training.hearing import Hearing
 from diminuendo.training.loop import Loop
-from diminuendo.training.recogniser import HeardClips, LabelledClips
-from diminuendo.training.recognition import Hearing, RecognitionObjective, in_evaluation
+from diminuendo.training.recogniser import Clips
+from diminuendo.training.recognition import RecognitionObjective, in_evaluation
 from diminuendo.training.removing import free_axes, remove_and_compare, removed_again
 from diminuendo.training.two_stages import TwoStages
 
@@ -89,9 +90,7 @@ def _scores(stages: TwoStages, plain: Model, axes: tuple[Axis, ...], device: tor
     return scores
 
 
-def _losses(
-    stages: TwoStages, model: Model, clips: LabelledClips | HeardClips
-) -> Iterator[Callable[[], Sequence[Tensor]]]:
+def _losses(stages: TwoStages, model: Model, clips: Clips) -> Iterator[Callable[[], Sequence[Tensor]]]:
     """For every clip of some batches, what gives the loss of the task that the model has."""
     objective = RecognitionObjective(model, stages.source.extractor, Hearing())
     in_evaluation(model)
