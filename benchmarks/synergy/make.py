@@ -106,6 +106,8 @@ def settings_of(cell: Cell) -> dict[str, Any]:
             "crop_to_shortest": False,
             "max_seconds": FinetuneConfig.max_seconds,
         }
+        if cell.distilled:  # its own prediction hears as it was pretrained
+            compression |= HEARD[cell.mode]
         return {"compression": compression, "recognition": recognition | {"steps": STEPS - AGNOSTIC}}
     if cell.from_teacher:  # which can recognise already
         recognition |= {"task": "own", "tokens": None, "flat_start": 0.0, "augment_from": 0.0}

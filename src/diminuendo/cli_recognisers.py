@@ -27,6 +27,7 @@ from diminuendo.cli_shared import (
     prepare,
     show,
 )
+from diminuendo.errors import UserError
 
 
 def finetune(
@@ -159,3 +160,9 @@ def transcribe(
         **({} if quiet else {"tell": cli_text.print_heard}),
     )
     show({"transcripts": found}, as_json, cli_text.transcripts_text)
+    if broken := [one for one in found if "error" in one]:
+        more = f" (and {len(broken) - 1} more of {len(found)} files)" if len(broken) > 1 else ""
+        raise UserError(
+            f"{broken[0]['audio']}: {broken[0]['error']}{more}; expected audio that can be read to its end, and finite "
+            "samples"
+        )

@@ -75,7 +75,9 @@ def evaluate_text(result: dict[str, Any]) -> str:
         return f"{result['task']} accuracy {accuracy} ({low} to {high}), {result['test_clips']:,} clips"
     lines = [
         f"WER {result['wer']:.2%}{_interval(result['wer_low'], result['wer_high'], 'clips')}"
-        f"{_interval(result['speaker_low'], result['speaker_high'], 'speakers')}, CER {result['cer']:.2%}",
+        f"{_interval(result['speaker_low'], result['speaker_high'], 'speakers')}",
+        f"CER {result['cer']:.2%}{_interval(result['cer_low'], result['cer_high'], 'clips')}"
+        f"{_interval(result['speaker_cer_low'], result['speaker_cer_high'], 'speakers')}",
         f"{result['words']:,} words in {result['clips']:,} clips, {result['seconds']:,.0f} s: "
         f"{result['substitutions']:,} substituted, {result['insertions']:,} inserted, {result['deletions']:,} deleted",
     ]
@@ -93,6 +95,8 @@ def _interval(low: float | None, high: float | None, resampled: str) -> str:
 def transcripts_text(result: dict[str, Any]) -> str:
     lines = []
     for one in result["transcripts"]:
+        if "error" in one:
+            continue
         lines.append(f"{one['audio']}: {one['text']}")
         lines += [f"    {score:.2f} {text}" for text, score in one["others"]]
         if (cost := one.get("streaming")) is not None:

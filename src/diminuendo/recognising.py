@@ -153,7 +153,8 @@ def transcribe(
     """What a recogniser hears in audio files: of each `audio`, `text`, `words` with their seconds, `score`, `others`.
 
     beam, n_best: of beam search; the `others` are the next best texts. lookahead: of a streaming model, in ms. The text
-    of a file that is silent, or shorter than 0.1 s, is empty. Raises UserError for files that cannot be read.
+    of a file that is silent, or shorter than 0.1 s, is empty. Raises UserError for files that are no audio; of one that
+    turns out to be broken further on there is `error` alone, so that the others are not lost.
 
     streaming: each file comes in chunks of `chunk_ms` (None: as many as the lookahead needs), as it would from a
     microphone; then there is `streaming` too where something is heard, with the fields of evaluation.streaming.Cost.
@@ -185,9 +186,8 @@ def transcribe(
             found = {one.id: asdict(one) for one in whole}
     for clip, reason in skipped.reasons.items():
         if reason not in NOTHING_SAID:
-            raise UserError(
-                f"{audio[int(clip)]}: {reason}; expected audio that can be read to its end, and finite samples"
-            )
+            found[clip] = {"error": reason}
+            continue
         log.warning("%s: %s, nothing is heard in it", audio[int(clip)], reason)
         found[clip] = asdict(Transcript(clip, "", (), 0.0))
     return [{"audio": str(path), **found[str(i)]} for i, path in enumerate(audio)]

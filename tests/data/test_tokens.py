@@ -223,6 +223,8 @@ def test_a_directorys_own_code_is_not_run(tmp_path):
         ({"pad_token_id": None}, "blank is None of 18 tokens"),
         ({"pad_token_id": 5}, "blank is 5, which is label 'E'"),
         ({"blank_token_id": 7}, "blank is 7, which is label 'A'"),
+        ({"vocab_size": 21}, r"no label 18 \(3 of the model's 21 are missing\)"),
+        ({"blank_token_id": 1}, "blank is 1, but that of its tokenizer is 0"),
     ],
 )
 def test_a_tokenizer_that_is_not_the_models_is_refused(changes, message, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 
 from diminuendo import api, cli, recognising
 from diminuendo.cli_text import print_heard
-from diminuendo.data.tokens import save_tokens
+from diminuendo.data.tokens import Tokens, make_tokenizer, save_tokens
 from diminuendo.evaluation.streaming import Heard
+from diminuendo.evaluation.transcripts import of_different_texts
 from diminuendo.export.huggingface import save
+from diminuendo.tasks.hypotheses import Hypothesis
 from evaluation.test_streaming import RATE, TOKENIZER, noise
 from tiny import extractor_of, tiny_model
 
@@ -115,7 +118,7 @@ def test_word_errors_come_for_each_lookahead(
     monkeypatch.setattr(recognising, "recognition_errors", None)  # what cannot be is found before the first is heard
     status, _, said = run_command(capsys, monkeypatch, *given, "--lookahead", 0, "--lookahead", 50)
     assert (status, said.count("\n"), said.partition(" ")[0]) == (2, 1, "error:")
-    assert [line.partition(" WER")[0] for line in lines[::2]] == ["0 ms:", "400 ms:"]
+    assert [line.partition(" WER")[0] for line in lines[::3]] == ["0 ms:", "400 ms:"]
 
 
 def test_on_a_terminal_one_line_is_written_anew_with_the_end_of_the_text(
@@ -158,9 +161,9 @@ def test_nothing_is_heard_in_silence(
         ("streaming", ["--chunk-ms", "20"], "give --streaming too"),
         ("streaming", ["--streaming", "gone.wav"], "error: gone.wav: no such file; expected audio files"),
         ("whole", ["gone.wav", "gone too.wav"], "error: gone.wav: no such file (and 1 more of 3 files)"),
-        ("whole", ["nan.wav"], "error: nan.wav: non-finite; expected audio"),
         ("whole", ["piped.flac"], "error: piped.flac: its header does not say how long it is"),
         ("whole", [__file__], "test_transcribing.py: no audio that can be read"),
+        ("whole", ["."], "error: .: a directory; expected audio files"),
     ],
 )
 def test_wrong_input_gets_one_line_and_status_2(
@@ -176,3 +179,37 @@ def test_wrong_input_gets_one_line_and_status_2(
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (status, printed, len(lines)) == (2, "", 1)
     assert says in lines[0]
+
+
+@pytest.mark.parametrize("flags", [[], ["--streaming"]])
+def test_a_file_that_is_broken_further_on_does_not_lose_the_others(
+    flags: list[str], models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    whole = run(capsys, monkeypatch, "streaming", "a.wav", "b.wav", *flags, "--device", "cpu", "--json")[1]
+    given = ["streaming", "nan.wav", "a.wav", "nan.wav", "b.wav", *flags, "--device", "cpu", "--quiet"]
+    status, printed, err = run(capsys, monkeypatch, *given, "--json")
+    first, a, second, b = json.loads(printed)["transcripts"]
+    expected = json.loads(whole)["transcripts"]
+    assert [a["text"], b["text"]] == [one["text"] for one in expected]
+    assert first == second == {"audio": "nan.wav", "error": "non-finite"}
+    message = (
+        "error: nan.wav: non-finite (and 1 more of 4 files); expected audio that can be read to its end, and finite "
+    )
+    assert (status, err) == (2, message + "samples\n")
+    status, printed, _ = run(capsys, monkeypatch, *given)
+    assert (status, "nan.wav" in printed) == (2, False)
+
+
+def test_labellings_of_one_text_are_one() -> None:
+    pieces = Tokens.of(make_tokenizer("pieces", ["ab ab"], 4))
+    space, a, b, ab = (pieces.labels[piece] for piece in ("\u2581", "a", "b", "ab"))
+    labellings = [
+        Hypothesis((space, a, b), (0, 1, 2), -1.0),
+        Hypothesis((space, a), (0, 1), -0.9),
+        Hypothesis((space, ab), (0, 2), -1.5),
+    ]
+    both, other = of_different_texts(pieces, labellings)
+    assert (both.tokens, both.frames) == ((space, a, b), (0, 1, 2))
+    assert both.score == pytest.approx(math.log(math.exp(-1.0) + math.exp(-1.5)))
+    assert other == labellings[1]

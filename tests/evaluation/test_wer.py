@@ -34,6 +34,19 @@ def test_errors_are_counted_over_all_clips_of_normalised_texts():
     assert (found.speakers, found.speaker_low, found.speaker_high, found.second) == (None, None, None, None)
 
 
+def test_intervals_of_characters_are_those_of_words_of_one_character():
+    references, hypotheses = marred(np.random.default_rng(0), [7, 3, 5, 4, 6, 2, 8, 5], 0.3)
+    letters = [[text.replace("yes", "y").replace("no", "n") for text in texts] for texts in (references, hypotheses)]
+    joined = [[text.replace(" ", "") for text in texts] for texts in letters]
+    speakers = list("abcdefgh")
+    spaced, alone = word_error_rate(*letters, speakers), word_error_rate(*joined, speakers)
+    assert (alone.cer, alone.cer_low, alone.cer_high) == (spaced.wer, spaced.wer_low, spaced.wer_high)
+    assert (alone.speaker_cer_low, alone.speaker_cer_high) == (spaced.speaker_low, spaced.speaker_high)
+    assert spaced.cer_low is not None
+    assert spaced.cer_low < spaced.cer < spaced.cer_high
+    assert (alone.wer_low, spaced.wer_low) != (spaced.cer_low, alone.cer_high)
+
+
 def test_a_missing_space_is_an_error_of_one_character_and_two_words():
     found = word_error_rate(["ab cd"], ["abcd"])
     assert (found.wer, found.cer) == (1.0, 1 / 5)

@@ -38,6 +38,8 @@ def check_files(files: Sequence[str | Path]) -> None:
 
 
 def _why_unreadable(file: Path) -> str | None:
+    if file.is_dir():
+        return "a directory"
     if not file.is_file():
         return "no such file"
     try:

@@ -19,7 +19,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
 from diminuendo.data.text import normalise
 from diminuendo.errors import UserError
@@ -193,7 +193,7 @@ def load_tokens(source: str | os.PathLike[str], model_config: Any) -> Tokens:
 
     Raises:
         UserError: there is no tokenizer that can be read, or it is not this model's: a label or the blank is beyond
-            `vocab_size`, or the blank is a label.
+            `vocab_size`, or one below it is missing; or the blank is a label, or another than the tokenizer's.
     """
     source = os.fspath(source)
     try:
@@ -212,9 +212,8 @@ def load_tokens(source: str | os.PathLike[str], model_config: Any) -> Tokens:
             "pad_token_id, below vocab_size in config.json"
         )
     tokens = Tokens(tokenizer, blank, size)
-    label, last = max(tokens.labels.items(), key=lambda item: item[1], default=("", -1))
-    if last < 0 or last >= size or blank in tokens.labels.values() or _blank_of_ours(tokenizer) not in (None, blank):
-        raise UserError(f"MODEL {source}: {_mismatch(tokens, label, last)}; expected the tokenizer it was trained with")
+    if (why := _mismatch(tokens)) is not None:
+        raise UserError(f"MODEL {source}: {why}; expected the tokenizer it was trained with")
     return tokens
 
 
@@ -224,15 +223,26 @@ def _blank_of_ours(tokenizer: Any) -> int | None:
     return index
 
 
-def _mismatch(tokens: Tokens, label: str, last: int) -> str:
+def _mismatch(tokens: Tokens) -> str | None:
+    """What shows that a tokenizer is not the model's; None if nothing does."""
+    label, last = max(tokens.labels.items(), key=lambda item: item[1], default=("", -1))
     if last < 0:
         return "its tokenizer has no labels"
     if last >= tokens.size:
         return f"its tokenizer has label {label!r} as {last}, but the model's vocab_size is {tokens.size}"
     named = next((label for label, index in tokens.labels.items() if index == tokens.blank), None)
-    if named is None:
-        return f"its blank is {tokens.blank}, but that of its tokenizer is {_blank_of_ours(tokens.tokenizer)}"
-    return f"its blank is {tokens.blank}, which is label {named!r} of its tokenizer"
+    if named is not None:
+        return f"its blank is {tokens.blank}, which is label {named!r} of its tokenizer"
+    of_tokenizer = _blank_of_ours(tokens.tokenizer)
+    if isinstance(tokens.tokenizer, Wav2Vec2CTCTokenizer):  # whose padding is CTC's blank
+        of_tokenizer = tokens.tokenizer.pad_token_id
+    if of_tokenizer not in (None, tokens.blank):
+        return f"its blank is {tokens.blank}, but that of its tokenizer is {of_tokenizer}"
+    unnamed = set(range(tokens.size)) - {tokens.blank, *tokens.tokenizer.get_vocab().values()}
+    if unnamed:
+        first = min(unnamed)
+        return f"its tokenizer has no label {first} ({len(unnamed)} of the model's {tokens.size} are missing)"
+    return None
 
 
 class Targets:

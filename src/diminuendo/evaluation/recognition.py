@@ -15,10 +15,11 @@ from diminuendo.evaluation.transcripts import (
     Transcript,
     batches_of,
     number_of_batches,
+    seconds_per_frame,
     transcripts,
 )
 from diminuendo.evaluation.wer import word_error_rate
-from diminuendo.families import family_of
+from diminuendo.families import Model, family_of
 
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 """Shows how far batches are, given how many there are."""
@@ -52,7 +53,7 @@ def recognition_errors(
     heard.sort(key=lambda transcript: transcript.id)
     against = None
     if other is not None:
-        ahead = decoding.lookahead if family_of(other.model).streams else None
+        ahead = _as_far(decoding.lookahead, recogniser.model, other.model)
         found = {one.id: one.text for one in _heard(other, cuts, replace(decoding, lookahead=ahead), progress)}
         against = [found[transcript.id] for transcript in heard]
     known = [speakers[transcript.id] for transcript in heard]
@@ -67,6 +68,13 @@ def recognition_errors(
     seconds = sum(lengths[transcript.id] for transcript in heard)
     facts = {"clips": len(heard), "seconds": round(seconds, 3), "left_out": skipped.summary()}
     return {**asdict(result), **facts}, heard
+
+
+def _as_far(lookahead: int | None, model: Model, other: Model) -> int | None:
+    """A model's lookahead in frames of another, which may be of another length; None if that hears whole clips."""
+    if lookahead is None or not family_of(other).streams:
+        return None
+    return round(lookahead * seconds_per_frame(model) / seconds_per_frame(other))
 
 
 def _heard(

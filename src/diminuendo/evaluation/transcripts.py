@@ -1,7 +1,7 @@
 """What a recogniser hears in clips, as text with times, and how much of it is wrong."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.transducer import is_transducer
 from diminuendo.profiling.count import evaluating
 from diminuendo.tasks import ctc, transducer
-from diminuendo.tasks.hypotheses import Hypothesis
+from diminuendo.tasks.hypotheses import Hypothesis, log_add
 from diminuendo.tasks.recognition import blank_of, frame_logits
 
 SECONDS_PER_BATCH = 60.0
@@ -125,10 +125,22 @@ def transcripts(recogniser: Recogniser, batches: Iterable[Batch], decoding: Deco
     check_decoding(model, decoding)
     step = seconds_per_frame(model)
     for batch in batches:
-        found = hypotheses(model, recogniser.extractor, batch, decoding)
-        for cut, (best, *others) in zip(batch.cuts, found, strict=True):
+        found = hypotheses(model, recogniser.extractor, batch, replace(decoding, n_best=decoding.beam))
+        for cut, labellings in zip(batch.cuts, found, strict=True):
+            best, *others = of_different_texts(tokens, labellings)[: decoding.n_best]
             rest = tuple((tokens.decode(other.tokens), other.score) for other in others)
             yield Transcript(cut.id, tokens.decode(best.tokens), timed_words(tokens, best, step), best.score, rest)
+
+
+def of_different_texts(tokens: Tokens, labellings: Iterable[Hypothesis]) -> list[Hypothesis]:
+    """The best labelling of every text, with the probability of all of them; the most probable text first."""
+    found: dict[str, Hypothesis] = {}
+    for one in labellings:
+        text = tokens.decode(one.tokens)
+        best = max(found.get(text, one), one, key=lambda labelling: labelling.score)
+        score = log_add(found[text].score, one.score) if text in found else one.score
+        found[text] = replace(best, score=score)
+    return sorted(found.values(), key=lambda labelling: -labelling.score)
 
 
 def timed_words(tokens: Tokens, hypothesis: Hypothesis, step: float) -> tuple[tuple[str, float], ...]:

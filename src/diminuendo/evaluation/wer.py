@@ -44,8 +44,8 @@ class WordErrorRate:
 
     wer_low, wer_high: 95 % interval for other clips of these speakers, clips being drawn (Bisani and Ney, ICASSP 2004).
     speaker_low, speaker_high: for other speakers, who are drawn with all of their clips: the clips of one are
-    well or badly recognised together, so this one is what a claim needs, and usually the wider one. None where there
-    are fewer than five clips or speakers, or no speakers are named.
+    well or badly recognised together, so this one is what a claim needs, and usually the wider one. Those of `cer` are
+    found likewise. None where there are fewer than five clips or speakers, or no speakers are named.
     """
 
     wer: float
@@ -60,6 +60,10 @@ class WordErrorRate:
     speakers: int | None
     speaker_low: float | None
     speaker_high: float | None
+    cer_low: float | None
+    cer_high: float | None
+    speaker_cer_low: float | None
+    speaker_cer_high: float | None
     second: Comparison | None
 
 
@@ -88,15 +92,14 @@ def word_error_rate(
     compared = words
     if others is not None:
         compared = _errors([text.split() for text in expected], [normalise(text).split() for text in others])
-    sums = torch.tensor(
-        [(one["total"], other["total"], one["ref_len"]) for one, other in zip(words, compared, strict=True)],
-        dtype=torch.float64,
-    )
-    by_clip = _spread(sums, seed)
-    voices = None if speakers is None else summed(sums, speakers)
-    if voices is not None and len(voices) < FEWEST:
-        log.warning("%d speakers are too few for an interval over speakers, which takes %d", len(voices), FEWEST)
-    by_speaker = _Spread() if voices is None else _spread(voices, seed)
+    sums, letter_sums = _sums(words, compared), _sums(letters, letters)
+    by_clip, letters_by_clip = _spread(sums, seed), _spread(letter_sums, seed)
+    by_speaker, letters_by_speaker, voices = _Spread(), _Spread(), None
+    if speakers is not None:
+        voices = len(set(speakers))
+        by_speaker, letters_by_speaker = (_spread(summed(each, speakers), seed) for each in (sums, letter_sums))
+        if voices < FEWEST:
+            log.warning("%d speakers are too few for an interval over speakers, which takes %d", voices, FEWEST)
     return WordErrorRate(
         wer=total["total"] / total["ref_len"],
         cer=sum(clip["total"] for clip in letters) / sum(clip["ref_len"] for clip in letters),
@@ -107,9 +110,13 @@ def word_error_rate(
         clips=len(words),
         wer_low=by_clip.low,
         wer_high=by_clip.high,
-        speakers=None if voices is None else len(voices),
+        speakers=voices,
         speaker_low=by_speaker.low,
         speaker_high=by_speaker.high,
+        cer_low=letters_by_clip.low,
+        cer_high=letters_by_clip.high,
+        speaker_cer_low=letters_by_speaker.low,
+        speaker_cer_high=letters_by_speaker.high,
         second=None if others is None else _comparison(sums, by_clip, by_speaker),
     )
 
@@ -134,6 +141,12 @@ def _errors(references: Sequence[list[str]], hypotheses: Sequence[list[str]]) ->
         {key: count for key, count in edit_distance(a, b).items() if key != "err_rate"}
         for a, b in zip(references, hypotheses, strict=True)
     ]
+
+
+def _sums(first: Sequence[dict[str, int]], second: Sequence[dict[str, int]]) -> Float[Tensor, "clips 3"]:
+    """Of every clip the errors of two systems, and the symbols expected."""
+    rows = [(one["total"], other["total"], one["ref_len"]) for one, other in zip(first, second, strict=True)]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

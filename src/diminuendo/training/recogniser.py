@@ -220,9 +220,11 @@ class LabelledClips:
         clips = list(self.cuts)
         short = self._too_short(clips, self.targets)
         if len(short) > LEFT_OUT_AT_MOST * len(clips):
+            played = f" at speed {self.fastest:g}" if self.fastest > 1 else ""
             raise UserError(
-                f"{len(short)} of {len(clips)} clips have more labels than frames, which CTC cannot align (first: "
-                f"{min(short)}); give tokens of more letters each (pieces, words), or a model of more frames a second"
+                f"{len(short)} of {len(clips)} clips have more labels than frames{played}, which CTC cannot align "
+                f"(first: {min(short)}); give tokens of more letters each (pieces, words), or a model of more frames a "
+                "second"
             )
         self.unused.add(TOO_SHORT, short)
         self.cuts = CutSet([cut for cut in clips if cut.id not in short])
