@@ -8,6 +8,7 @@ from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.families import family_of
 from diminuendo.students.deep_thin import deep_thin, thin_config
+from families.test_inputs import check_padding_is_not_heard
 from tiny import TRANSFORMER_VARIANTS, audio, inputs_of, tiny_model
 
 
@@ -71,9 +72,18 @@ def test_a_fast_conformer_becomes_thin_behind_the_front_end_that_it_had(family: 
         assert len(family_of(student).hidden_states(student, inputs_of(teacher))) == 4
 
 
-def test_a_conformer_is_refused() -> None:
-    with pytest.raises(UserError, match="or of Parakeet; wav2vec2-conformer has others"):
-        deep_thin(tiny_model("wav2vec2-conformer"), 20_000)
+@pytest.mark.parametrize("style", ["base", "large"])
+@pytest.mark.parametrize("family", ["wav2vec2-conformer", "wav2vec2-bert"])
+def test_a_conformer_becomes_thin_and_hears_no_padding(family: str, style: str) -> None:
+    teacher = tiny_model(family, style)
+    student = deep_thin(teacher, 0.6 * size(teacher))
+    assert 0.55 * size(teacher) < size(student) <= 0.6 * size(teacher)
+    assert student.config.num_hidden_layers == teacher.config.num_hidden_layers
+    assert student.config.hidden_size < teacher.config.hidden_size
+    with torch.inference_mode():
+        assert len(family_of(student).hidden_states(student, inputs_of(teacher))) == 4
+    if style == "large":  # the other has a group norm over time
+        check_padding_is_not_heard(student)
 
 
 def test_too_small_a_budget_is_refused() -> None:

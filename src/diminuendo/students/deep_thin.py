@@ -21,15 +21,15 @@ def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
     convolutions are the teacher's, weights included (the published deep student draws them anew): from random ones
     short trainings do not recover.
 
-    Raises UserError if not even the narrowest student fits, and for conformers in the form of wav2vec 2.0.
+    Raises UserError if not even the narrowest student fits.
     """
     config = encoder_config(teacher)
     if is_ragged(teacher):
         raise UserError("this teacher was compressed, and a thin student is the original in small: give the original")
-    if hasattr(config, "conv_depthwise_kernel_size"):
-        raise UserError(f"a thin student has the layers of wav2vec 2.0 or of Parakeet; {config.model_type} has others")
-    # A head has as many as every other, positional convolutions have groups, and sines come in pairs with cosines.
-    step = math.lcm(config.num_attention_heads, getattr(config, "num_conv_pos_embedding_groups", 2))
+    # A head has as many as every other, positional convolutions have groups, and sines come in pairs with cosines: in
+    # every head, where positions are rotations.
+    pairs = 2 if getattr(config, "position_embeddings_type", None) == "rotary" else 1
+    step = math.lcm(pairs * config.num_attention_heads, getattr(config, "num_conv_pos_embedding_groups", 2), 2)
     fitting, room = None, 0.0
     for width in range(step, config.hidden_size + 1, step):
         candidate = thin_config(config, width)
@@ -43,6 +43,7 @@ def deep_thin(teacher: Model, params: float, *, seed: int = 0) -> Model:
     torch.manual_seed(seed)
     student, base = _fresh(teacher, fitting), family_of(teacher).encoder(teacher)
     family_of(teacher).initialise(student)
+    family_of(teacher).mask_padding(student)
     # What the subsampling's convolutions feed, a matrix, has the student's width.
     front = {name: value for name, value in base.state_dict().items() if name.startswith(FRONT_ENDS)}
     student.load_state_dict({name: front[name] for name in front if "subsampling.linear" not in name}, strict=False)
