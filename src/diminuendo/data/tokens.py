@@ -19,7 +19,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
 from diminuendo.data.text import normalise
 from diminuendo.errors import UserError
@@ -197,7 +197,9 @@ def load_tokens(source: str | os.PathLike[str], model_config: Any) -> Tokens:
     """
     source = os.fspath(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        # With the configuration at hand: transformers warns of model types of ours when it reads them itself.
+        known = {"config": model_config} if isinstance(model_config, PreTrainedConfig) else {}
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **known)
     except Exception as error:  # of nearly any type, where files are missing or broken
         reason = textwrap.shorten(str(error) or type(error).__name__, 110, placeholder=" ...")
         raise UserError(
