@@ -9,7 +9,7 @@ from lhotse.testing.dummies import dummy_recording
 
 from diminuendo.data.tokens import LOOKED_AT, Tokens, check_texts, make_tokenizer, too_long_for_ctc
 from diminuendo.errors import UserError
-from diminuendo.training.recogniser import has_texts
+from diminuendo.training.labelled import has_texts
 
 TEXTS = ["The cat sat, all on the mat.", "A cat can't see the hats;", "the cattle sees 12 balls"]
 

@@ -23,9 +23,9 @@ from diminuendo.recipes import RECIPES
 from diminuendo.training import hearing, recognition, unlearned
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.hearing import Hearing
+from diminuendo.training.labelled import PartlyLabelledClips
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.own_prediction import extractor_of as fresh_extractor
-from diminuendo.training.recogniser import PartlyLabelledClips
 from diminuendo.training.recognition import TaughtRecognition
 from spoken import spoken_corpus
 from tiny import QUIET, extractor_of, interrupt, tiny_model, weights

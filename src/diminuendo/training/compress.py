@@ -27,11 +27,12 @@ from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
 from diminuendo.training.hearing import lookaheads_of
+from diminuendo.training.labelled import clips_to_learn
 from diminuendo.training.latency import measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
-from diminuendo.training.recogniser import check_path, clips_to_learn, posterior_weight_of, pupil_of
+from diminuendo.training.recogniser import check_path, posterior_weight_of, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
 from diminuendo.training.thin import thin_student

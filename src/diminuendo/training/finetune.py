@@ -25,9 +25,10 @@ from diminuendo.training.device import make_accelerator
 from diminuendo.training.finetune_config import FinetuneConfig
 from diminuendo.training.hearing import hearing_of
 from diminuendo.training.kernels import choose_attention, convolution_chosen
+from diminuendo.training.labelled import LabelledClips
 from diminuendo.training.loop import Group, Loop, Stage, carry_out, make_optimizer
 from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
-from diminuendo.training.recogniser import LabelledClips, Pupil, pupil_of
+from diminuendo.training.recogniser import Pupil, pupil_of
 from diminuendo.training.recognition import RecognitionObjective
 from diminuendo.training.removing import Source
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint

@@ -25,10 +25,10 @@ from diminuendo.tasks.selfsupervised import MaskedPrediction
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.hearing import hearing_of
 from diminuendo.training.kernels import choose_attention, convolution_chosen
+from diminuendo.training.labelled import Clips
 from diminuendo.training.loop import Group, Loop, Stage, Texts
 from diminuendo.training.objective import DistillationObjective, JointObjective, Teacher, none_unseen
 from diminuendo.training.own_prediction import own_prediction
-from diminuendo.training.recogniser import Clips
 from diminuendo.training.recognition import TaughtRecognition, Weights
 from diminuendo.training.removing import Source, free_axes, gateable, remove_and_compare, removed_again
 from diminuendo.training.schedules import Schedule, again, constant, warm_up_then_decay

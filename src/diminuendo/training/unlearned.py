@@ -19,8 +19,8 @@ from diminuendo.pruning.budget import Budget, select, selected_cost
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.structure.axis import Axis
 from diminuendo.training.hearing import Hearing
+from diminuendo.training.labelled import Clips
 from diminuendo.training.loop import Loop
-from diminuendo.training.recogniser import Clips
 from diminuendo.training.recognition import RecognitionObjective, in_evaluation
 from diminuendo.training.removing import free_axes, remove_and_compare, removed_again
 from diminuendo.training.two_stages import TwoStages
