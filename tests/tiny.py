@@ -46,10 +46,14 @@ from transformers import (
 )
 
 from diminuendo import api
+from diminuendo.export.huggingface import save
 from diminuendo.families import family_of, model_inputs
 from diminuendo.families.recogniser import with_head
 from diminuendo.training.config import LoopConfig
+from diminuendo.training.configurations import read_configuration
 from diminuendo.training.loop import Loop
+from diminuendo.training.own_prediction import encoder_of
+from diminuendo.training.own_prediction import extractor_of as fresh_extractor
 
 SETTINGS = {"steps": 12, "seconds_per_batch": 3.0, "round_to": 1}
 QUIET = LoopConfig(device="cpu", quiet=True)
@@ -168,6 +172,14 @@ def tiny_transducer(family: str, style: str = "rnnt") -> Any:
     if style != "stateless":
         return tiny_model(family, style)
     return with_head(tiny_model(family, "encoder"), "rnnt", 10, width=24, predictor="stateless")
+
+
+def micro_encoder(name: str, folder: Path) -> Path:
+    """The encoder of a named micro configuration, of fresh weights, saved in the folder under its name."""
+    torch.manual_seed(0)
+    config = read_configuration(f"micro-{name}")
+    save(encoder_of(config), fresh_extractor(config), folder / name)
+    return folder / name
 
 
 def extractor_of(model: Any) -> Any:

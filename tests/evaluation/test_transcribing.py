@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ import torch
 from diminuendo import api, cli, recognising
 from diminuendo.cli_text import print_heard
 from diminuendo.data.tokens import Tokens, make_tokenizer, save_tokens
+from diminuendo.evaluation import recognition
 from diminuendo.evaluation.streaming import Heard
 from diminuendo.evaluation.transcripts import of_different_texts
 from diminuendo.export.huggingface import save
@@ -119,6 +121,28 @@ def test_word_errors_come_for_each_lookahead(
     status, _, said = run_command(capsys, monkeypatch, *given, "--lookahead", 0, "--lookahead", 50)
     assert (status, said.count("\n"), said.partition(" ")[0]) == (2, 1, "error:")
     assert [line.partition(" WER")[0] for line in lines[::3]] == ["0 ms:", "400 ms:"]
+
+
+def test_a_second_recogniser_hears_as_many_milliseconds_ahead(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of one last 80 ms, of the other 40."""
+    short = tiny_model("nemotron", "rnnt", subsampling_factor=4)
+    save(short, extractor_of(short), tmp_path / "short")
+    save_tokens(TOKENIZER, tmp_path / "short")
+    row = {"audio_filepath": str(models / "a.wav"), "duration": 24_001 / RATE, "text": "abc", "speaker": "one"}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    heard: list[int | None] = []
+    original = recognition.transcripts
+
+    def transcripts(recogniser: Any, batches: Any, decoding: Any) -> Any:
+        heard.append(decoding.lookahead)
+        return original(recogniser, batches, decoding)
+
+    monkeypatch.setattr(recognition, "transcripts", transcripts)
+    for against in (tmp_path / "short", models / "whole"):
+        api.evaluate(models / "streaming", tmp_path / "manifest.jsonl", lookahead=160, against=against)
+    assert heard == [2, 4, 2, None]
 
 
 def test_on_a_terminal_one_line_is_written_anew_with_the_end_of_the_text(

@@ -12,23 +12,16 @@ from transformers import Wav2Vec2CTCTokenizer
 
 import diminuendo
 from diminuendo import api
-from diminuendo.data.manifest import read_cuts
-from diminuendo.data.tokens import load_tokens
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
-from diminuendo.given import source_of
 from diminuendo.importance import taylor
 from diminuendo.recipes import RECIPES
 from diminuendo.training import hearing, recognition, unlearned
-from diminuendo.training.configurations import read_configuration
 from diminuendo.training.hearing import Hearing
-from diminuendo.training.labelled import PartlyLabelledClips
-from diminuendo.training.own_prediction import encoder_of
-from diminuendo.training.own_prediction import extractor_of as fresh_extractor
 from diminuendo.training.recognition import TaughtRecognition
 from spoken import spoken_corpus
-from tiny import QUIET, extractor_of, interrupt, tiny_model, weights
+from tiny import QUIET, extractor_of, interrupt, micro_encoder, tiny_model, weights
 
 TEXTS = ["ba", "du", "ki", "ba du", "du ki", "ki ba", "ba ki du", "ki du ba"]
 SETTINGS: dict[str, Any] = {
@@ -51,9 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, 
     """Encoders, and recognisers on them."""
     folder = tmp_path_factory.mktemp("models")
     for name in ("parakeet", "nemotron"):
-        torch.manual_seed(0)
-        config = read_configuration(f"micro-{name}")
-        save(encoder_of(config), fresh_extractor(config), folder / name)
+        micro_encoder(name, folder)
         for task in ("ctc", "rnnt"):
             settings = {key: value for key, value in SETTINGS.items() if key != "round_to"}
             api.finetune(folder / name, corpus, folder / f"{name}-{task}", task=task, **settings)
@@ -149,51 +140,6 @@ def test_a_student_that_streams_learns_from_a_teacher_that_hears_whole_clips(
     assert result["params"]["kept"] <= 0.5
     assert '"posteriors"' in (tmp_path / "small" / "log.jsonl").read_text()
     assert api.evaluate(tmp_path / "small", corpus, lookahead=80)["clips"] == len(TEXTS)
-
-
-def test_clips_without_texts_say_what_the_teacher_hears(
-    models: dict[str, Path], corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    silent = spoken_corpus(tmp_path / "silent", [None] * 6)
-    with caplog.at_level("INFO", logger="diminuendo"):
-        result = compress(models["parakeet-ctc"], silent, tmp_path / "small", tokens=None)
-    assert "DATA has no texts: what the teacher hears is what is learned" in caplog.text
-    assert result["params"]["kept"] <= 0.5
-    with pytest.raises(UserError, match="DATA has no texts"):
-        compress(models["parakeet"], silent, tmp_path / "other")
-
-
-def test_what_some_clips_say_is_learned_beside_what_the_teacher_hears_in_the_others(
-    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learned: dict[str, list[int]] = {}
-    original = PartlyLabelledClips.texts
-
-    def texts(self: Any, batch: Any) -> Any:
-        batch, found = original(self, batch)
-        learned.update(zip([cut.id for cut in batch.cuts], found, strict=True))
-        return batch, found
-
-    monkeypatch.setattr(PartlyLabelledClips, "texts", texts)
-    corpus = spoken_corpus(tmp_path / "partly", ["ba", None, "du", None, "ki", "ba du"])
-    with caplog.at_level("INFO", logger="diminuendo"):
-        compress(models["parakeet-rnnt"], corpus, tmp_path / "small", tokens=None)
-    assert "2 of 6 clips have no text: of these what the teacher hears is what is learned" in caplog.text
-    source = source_of(models["parakeet-rnnt"])
-    tokens = load_tokens(str(models["parakeet-rnnt"]), source.model.config)
-    cuts = list(read_cuts(corpus, None))
-    heard = api.transcribe(models["parakeet-rnnt"], [cut.recording.sources[0].source for cut in cuts])
-    for cut, one in zip(cuts, heard, strict=True):
-        text = cut.supervisions[0].text
-        assert tokens.decode(learned[cut.id]) == (one["text"] if text is None else text)
-
-
-def test_without_a_teacher_clips_without_texts_say_what_the_recogniser_heard_before_it_was_cut(
-    models: dict[str, Path], tmp_path: Path
-) -> None:
-    silent = spoken_corpus(tmp_path / "silent", [None] * 6)
-    result = compress(models["parakeet-rnnt"], silent, tmp_path / "small", tokens=None, recipe="prune-only-l0")
-    assert result["params"]["kept"] <= 0.5
 
 
 @pytest.mark.parametrize("task", [None, "own"])
