@@ -44,8 +44,12 @@ FINISHED_AGAIN: dict[str, Any] = AGAIN | {"steps": 1500, "seed": 2, "learning_ra
 SECONDS_PER_BATCH = 15.0
 # As the teachers heard it.
 HEARD: dict[str, Any] = {key: RECOGNITION[key] for key in ("speeds", "augment_strength")} | {"augment_from": 0.0}
-RATE = conformer_l0().learning_rate
-LATER_RATE = conformer_l0().distil_learning_rate  # of L0 after removal
+# In many steps Parakeet goes further from its teacher; its rate falls through removal, as the joint recipes have it.
+RATE: dict[Kind, float] = {"parakeet": 1e-3, "wav2vec2-conformer": conformer_l0().learning_rate}
+AFTER: dict[Kind, dict[str, Any]] = {  # removal, of L0
+    "parakeet": {"one_schedule": True, "distil_warm_up": synergy.PRUNED["distil_warm_up"]},
+    "wav2vec2-conformer": {"distil_learning_rate": conformer_l0().distil_learning_rate},
+}
 
 
 def pretrained(kind: Kind, unlabelled: Path, out: Path) -> dict[str, Any]:
@@ -73,23 +77,23 @@ def teacher(kind: Kind, encoder: Path, words: Path, out: Path) -> dict[str, Any]
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """How a cell is trained."""
+    rate, steps, after = RATE[cell.kind], STEPS[cell.kind], AFTER_REMOVAL[cell.kind]
     settings: dict[str, Any] = {
         "seconds_per_batch": SECONDS_PER_BATCH,
         **HEARD,
-        "learning_rate": RATE,
+        "learning_rate": rate,
         "seed": cell.run_seed,
     }
     if cell.method == "whole":
-        return settings | {"steps": STEPS, "head_learning_rate": RATE}
+        return settings | {"steps": steps, "head_learning_rate": rate}
     # What removes at once has one stage, whose rate is the whole one: like L0 and the whole recogniser it begins there.
-    later = LATER_RATE if cell.method == "l0" else RATE
     return settings | {
         "keep": cell.budget,
         "method": cell.method,
         "matching": cell.matching,
-        "steps": STEPS - AFTER_REMOVAL,
-        "distil_steps": AFTER_REMOVAL,
-        "distil_learning_rate": later,
+        "steps": steps - after,
+        "distil_steps": after,
+        **(AFTER[cell.kind] if cell.method == "l0" else {"distil_learning_rate": rate}),
     }
 
 

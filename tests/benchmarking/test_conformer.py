@@ -7,7 +7,7 @@ import pytest
 import torch
 from benchmarks import recogniser_tables
 from benchmarks.conformer import bench, make, table
-from benchmarks.conformer.cells import MACS, STEPS, Cell, grid
+from benchmarks.conformer.cells import KINDS, MACS, STEPS, Cell, grid
 from benchmarks.recogniser_tables import Results
 from benchmarks.synergy import bench as synergy_bench
 from benchmarks.synergy import make as synergy_make
@@ -36,8 +36,9 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr(make, "BEGUN", make.BEGUN | {"steps": 2})
     for name in ("FINISHED", "AGAIN", "FINISHED_AGAIN"):
         monkeypatch.setattr(make, name, getattr(make, name) | {"steps": 2})
-    for name, value in {"STEPS": 8, "AFTER_REMOVAL": 2, "SECONDS_PER_BATCH": 2.0}.items():
-        monkeypatch.setattr(make, name, value)
+    for name, steps in {"STEPS": 8, "AFTER_REMOVAL": 2}.items():
+        monkeypatch.setattr(make, name, dict.fromkeys(KINDS, steps))
+    monkeypatch.setattr(make, "SECONDS_PER_BATCH", 2.0)
     monkeypatch.setattr(recogniser_tables, "PASSES", 1)
     cells = [
         Cell("parakeet", "whole"),
@@ -108,11 +109,11 @@ def test_every_halved_or_whole_recogniser_has_as_many_steps_of_as_much_audio_and
     assert len({cell.name for cell in grid()}) == len(grid())
     for cell in grid():
         settings = make.settings_of(cell)
-        assert settings["steps"] + settings.get("distil_steps", 0) == STEPS
+        assert settings["steps"] + settings.get("distil_steps", 0) == STEPS[cell.kind]
         assert settings["seconds_per_batch"] == 15.0
         assert settings["seed"] == cell.run_seed
         first = "learning_rate" if cell.method in ("l0", "whole") else "distil_learning_rate"
-        assert settings[first] == make.RATE
+        assert settings[first] == make.RATE[cell.kind]
         assert cell.matching == "fixed" or cell.method == "l0"
         assert cell.budget != MACS or cell.method in ("l0", "taylor")
 
