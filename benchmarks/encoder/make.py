@@ -17,7 +17,8 @@ from diminuendo.pruning.budget import Budget, parse_budget, select
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.shape import Shape, shape_of
-from diminuendo.students.deep_thin import deep_thin
+from diminuendo.students.shape import NAMED
+from diminuendo.students.student import make_student
 from diminuendo.training.compress import compress
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
@@ -39,7 +40,8 @@ def make(cell: Cell, teacher: Source, cuts: CutSet, out: Path, learned: Shape | 
         return compress(teacher, cuts, out, joint_config(cell), loop=LOOP, resume=True)
     budget = parse_budget(f"params={cell.keep}")
     if cell.method == "fixed":
-        student = deep_thin(teacher.model, budget.amount(count_parameters(teacher.model)), seed=cell.run_seed)
+        params = budget.amount(count_parameters(teacher.model))
+        student = make_student(teacher.model, NAMED["thin"], params, seed=cell.run_seed).model
     elif cell.method == "one-shot":
         student = one_shot(teacher.model, budget, ABLATIONS.get(cell.ablation, {}).get("fixed", ()))
     else:

@@ -15,9 +15,12 @@ from diminuendo.evaluation.sensitivity import audio_batches, measure
 from diminuendo.families import Model, family_of, load
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.given import Keep, given, keep_text, placed, read_settings, source_of
+from diminuendo.profiling.count import count_parameters
 from diminuendo.profiling.latency import profile as profile_model
+from diminuendo.pruning.budget import parse_budget
 from diminuendo.recipes import RECIPES
 from diminuendo.recognising import finetune, stream, transcribe, word_errors
+from diminuendo.students.candidates import candidates
 from diminuendo.training import compress as compression
 from diminuendo.training import pretrain as pretraining
 from diminuendo.training.compress_config import CompressConfig
@@ -43,14 +46,17 @@ __all__ = [
     "sensitivity",
     "source_of",
     "stream",
+    "students",
     "transcribe",
 ]
 
 
 def compress_config(recipe: str = "dphubert", **overrides: Any) -> CompressConfig:
-    """A recipe's configuration with single values replaced; None leaves the recipe's."""
+    """A recipe's configuration with single values replaced; None leaves the recipe's. A student is a method."""
     if recipe not in RECIPES:
         raise UserError(f"--recipe {recipe}: unknown; known are {', '.join(RECIPES)}")
+    if overrides.get("student") is not None and overrides.get("method") is None:
+        overrides = {**overrides, "method": "student"}
     return replace(RECIPES[recipe](), **given(CompressConfig, overrides))
 
 
@@ -186,6 +192,19 @@ def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 
     if int(family_of(loaded).frame_lengths(loaded, samples)) < 1:
         raise UserError(f"--seconds {seconds:g} is too short for a frame of the model; 10 is usual")
     return profile_model(loaded, seconds, threads, runs)
+
+
+def students(
+    model: str | Path | Model, keep: Keep = "params=0.25", *, seconds: float = 10.0, threads: int = 1, runs: int = 20
+) -> list[dict[str, Any]]:
+    """The students made by hand that a budget in parameters allows, and their costs; see students.candidates."""
+    loaded = source_of(model).model
+    budget = parse_budget(keep_text(keep))
+    if budget.kind != "params":
+        raise UserError(f"--keep {budget}: a student is of some number of parameters; give --keep params=...")
+    family, total = family_of(loaded), count_parameters(loaded)
+    params = budget.amount(total) - (total - count_parameters(family.encoder(loaded)))
+    return candidates(loaded, params, seconds=seconds, threads=threads, runs=runs)
 
 
 def sensitivity(

@@ -63,6 +63,9 @@ def compress(
         str | None,
         typer.Option(help="l0, lowrank, l0+lowrank learn what goes; random, magnitude, taylor, layerdrop do not."),
     ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Made by hand: thin, deep-thin, shallow-wide, or like layers=6,width=384.")
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Learn it at the same time: own (MODEL's), ctc, rnnt, ctc+rnnt; DATA has texts.")
     ] = None,
@@ -109,6 +112,7 @@ def compress(
             settings or (),
             keep=keep,
             method=method,
+            student=student,
             task=task,
             tokens=tokens,
             width=width,
@@ -245,6 +249,24 @@ def profile(
     from diminuendo import api
 
     show(api.profile(model, seconds=seconds, threads=threads, runs=runs), as_json, cli_text.profile_text)
+
+
+@app.command()
+def students(
+    model: ModelArgument,
+    keep: Annotated[str, typer.Option(help="Like params=0.25 or params=23.5M.")] = "params=0.25",
+    seconds: Annotated[float, typer.Option(help="Length of the clip that is timed.")] = 10.0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    runs: Annotated[int, typer.Option(help="Timed runs.")] = 20,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The students of MODEL's encoder that could be made by hand, and what they cost."""
+    prepare(threads, quiet)
+    from diminuendo import api
+
+    rows = api.students(model, keep, seconds=seconds, threads=threads, runs=runs)
+    show({"students": rows}, as_json, cli_text.students_text)
 
 
 @app.command()

@@ -45,6 +45,25 @@ def _amount(result: dict[str, Any], key: str) -> str:
     return f"{result[key]:,.1f} ms" if result["budget"].strip().startswith("latency") else f"{result[key]:,.0f}"
 
 
+def students_text(result: dict[str, Any]) -> str:
+    head = (
+        f"{'--student':<14}{'layers':>7}{'width':>6}{'heads':>6}{'ffn':>6}{'parameters':>13}{'M MACs/s':>10}{'ms':>8}"
+    )
+    lines = [f"{head}  of the teacher's"]
+    for row in result["students"]:
+        if "error" in row:
+            lines.append(f"{row['student']:<14}{row['error']}")
+            continue
+        copied = "" if row["copied"] is None else f"{row['copied']:.0%}"
+        if row["begun_as_layers"]:
+            copied += f", layers {', '.join(map(str, row['begun_as_layers']))}"
+        lines.append(
+            f"{row['student'] or '(teacher)':<14}{row['layers']:>7}{row['width']:>6}{row['heads']:>6}{row['ffn']:>6}"
+            f"{row['params']:>13,}{row['macs_per_second'] / 1e6:>10.1f}{row['latency_ms']:>8.1f}  {copied}"
+        )
+    return "\n".join(lines)
+
+
 def pretrain_text(result: dict[str, Any]) -> str:
     return f"{result['params']:,} parameters, accuracies {result['accuracy']}\n{result['out']}"
 

@@ -27,7 +27,8 @@ from diminuendo.profiling.count import count_parameters
 from diminuendo.profiling.latency import measure_interleaved
 from diminuendo.report.page import Table
 from diminuendo.report.write import write_report
-from diminuendo.students.deep_thin import deep_thin
+from diminuendo.students.shape import NAMED
+from diminuendo.students.student import make_student
 from diminuendo.training.compress import compress
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
@@ -88,8 +89,8 @@ def demo(
     log.info("3. compressing it to %s", compression.keep)
     small = compress(teacher, cuts, out / "small", compression, loop=loop, resume=True)
     log.info("4. for comparison: a fixed student of equal size, by distillation alone, as many steps")
-    fixed = deep_thin(teacher.model, small["params"]["student"], seed=compression.seed)
-    distil(fixed, teacher, cuts, out / "fixed", distil_alone(compression), loop=loop, resume=True)
+    thin = make_student(teacher.model, NAMED["thin"], small["params"]["student"], seed=compression.seed)
+    distil(thin.model, teacher, cuts, out / "fixed", distil_alone(compression), loop=loop, resume=True)
     log.info("5. what frozen features know: %s accuracy of a linear head", probe)
     table = _compare(out, probe_cuts, probe, compression.seed)
     write_json(out / "table.json", table)

@@ -24,7 +24,8 @@ from diminuendo.errors import UserError
 from diminuendo.evaluation.probes import HeadConfig
 from diminuendo.profiling.count import count_parameters
 from diminuendo.pruning.budget import parse_budget
-from diminuendo.students.deep_thin import deep_thin
+from diminuendo.students.shape import NAMED
+from diminuendo.students.student import make_student
 from diminuendo.training.configurations import read_configuration
 from diminuendo.training.own_prediction import encoder_of
 from diminuendo.training.progress import Diverged
@@ -53,7 +54,10 @@ def test_every_method_has_as_many_tries_seeds_and_steps() -> None:
 def test_students_of_a_fixed_shape_fill_the_budget(keep: float) -> None:
     teacher = encoder_of(read_configuration("tiny-hubert"))
     total = count_parameters(teacher)
-    for student in (deep_thin(teacher, keep * total), make.one_shot(teacher, parse_budget(f"params={keep}"))):
+    for student in (
+        make_student(teacher, NAMED["thin"], keep * total).model,
+        make.one_shot(teacher, parse_budget(f"params={keep}")),
+    ):
         assert 0.995 * keep <= count_parameters(student) / total <= keep
 
 
@@ -73,7 +77,7 @@ def test_a_learned_shape_is_cut_from_the_largest_members() -> None:
     shape = make.one_shot(teacher, parse_budget("params=0.3")).config.diminuendo["shape"]
     shape["encoder.layers.0.attention"] = shape["encoder.layers.0.attention.heads"] = 0
     assert make.in_shape(teacher, shape).config.diminuendo["shape"] == shape
-    thin = deep_thin(teacher, 0.3 * count_parameters(teacher))
+    thin = make_student(teacher, NAMED["thin"], 0.3 * count_parameters(teacher)).model
     again = make.in_shape(teacher, bench.shape_in(thin.config))
     assert {name: value.shape for name, value in again.state_dict().items()} == {
         name: value.shape for name, value in thin.state_dict().items()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, default_layers, valid_frames
+from diminuendo.distillation.hidden import CosineForm, HiddenDistillation, Maps, default_layers, valid_frames
 from diminuendo.families import build_cost_model, family_of
 from diminuendo.pruning.gating import Gates, attach
 from diminuendo.training.objective import DistillationObjective, JointObjective
@@ -35,15 +35,21 @@ def states(num: int = 4, dim: int = 6, seed: int = 0) -> list[torch.Tensor]:
 
 
 def by_loops(
-    distillation: HiddenDistillation, student: list[torch.Tensor], teacher: list[torch.Tensor], frames: list[int]
+    distillation: HiddenDistillation,
+    student: list[torch.Tensor],
+    teacher: list[torch.Tensor],
+    frames: list[int],
+    own: dict[int, int] | None = None,
 ) -> tuple[float, float]:
-    """l1 and cosine part, frame by frame."""
+    """l1 and cosine part, frame by frame. own: by the teacher's layers the student's, where they are others."""
     l1, cosine = [], []
     for layer in distillation.layers:
-        linear: Any = distillation.maps["shared" if layer else "first"]
+        shared = "shared" if distillation.mapped_from == "shared" else f"layer_{layer}"
+        linear: Any = distillation.maps[shared if layer else "first"]
+        state = student[(own or {}).get(layer, layer)]
         for clip, count in enumerate(frames):
             for frame in range(count):
-                a = linear.weight @ student[layer][clip, frame] + linear.bias
+                a = linear.weight @ state[clip, frame] + linear.bias
                 b = teacher[layer][clip, frame]
                 l1.append((a - b).abs().mean().item())
                 similarity = (a @ b / (a.norm() * b.norm())).item()
@@ -63,6 +69,21 @@ def test_the_loss_is_its_formula_written_as_loops(cosine: CosineForm, teacher_di
     l1, cos = by_loops(distillation, student, teacher, [3, 5])
     assert {name: value.item() for name, value in got.items()} == pytest.approx(
         {"loss": l1 + 0.5 * cos, "l1": l1, "cosine": cos}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("maps", "own"), [("shared", {2: 1, 4: 1, 6: 2}), ("layer", {2: 1, 4: 1, 6: 2}), ("last", {2: 2, 4: 2, 6: 2})]
+)
+def test_a_student_of_fewer_layers_learns_from_those_in_proportion_or_with_its_last(
+    maps: Maps, own: dict[int, int]
+) -> None:
+    distillation = HiddenDistillation((0, 2, 4, 6), 6, 9, maps=maps)
+    assert len(distillation.maps) == (2 if maps == "shared" else 4)
+    student, teacher = states(3), states(7, dim=9, seed=1)
+    got = distillation(student, teacher, torch.tensor([3, 5]))
+    assert [got["l1"].item(), got["cosine"].item()] == pytest.approx(
+        by_loops(distillation, student, teacher, [3, 5], own), rel=1e-5
     )
 
 
@@ -97,6 +118,11 @@ def test_layer_0_has_a_map_of_its_own_and_none_is_made_for_nothing(layers: tuple
 @pytest.mark.parametrize(("depth", "layers"), [(12, (0, 4, 8, 12)), (24, (0, 8, 16, 24)), (2, (0, 1, 2)), (1, (0, 1))])
 def test_the_published_layers_in_proportion(depth: int, layers: tuple[int, ...]) -> None:
     assert default_layers(depth) == layers
+
+
+def test_the_published_layers_of_students_made_by_hand() -> None:
+    assert default_layers(12, "last") == (4, 8, 12)
+    assert default_layers(4, "layer") == (1, 2, 3, 4)
 
 
 def joint(student: Any, teacher: Any, **settings: Any) -> JointObjective:

@@ -56,14 +56,14 @@ def compress(model: Path, corpus: Path, out: Path, **settings: Any) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    "method", ["l0", pytest.param("lowrank", marks=pytest.mark.slow), "l0+lowrank", "magnitude", "thin"]
+    "method", ["l0", pytest.param("lowrank", marks=pytest.mark.slow), "l0+lowrank", "magnitude", "student"]
 )
 def test_an_encoder_becomes_a_small_recogniser_of_the_size_that_was_asked(
     method: str, models: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     result = compress(models["parakeet"], corpus, tmp_path / "small", method=method, keep="params=0.6")
     assert 0.5 < result["params"]["kept"] <= 0.6
-    assert result["removal_error"] is None if method == "thin" else result["removal_error"] < 1e-4
+    assert result["removal_error"] is None if method == "student" else result["removal_error"] < 1e-4
     model = diminuendo.load(tmp_path / "small")
     assert family_of(model).task_of(model) == "rnnt"
     assert sum(p.numel() for p in model.parameters()) == result["params"]["student"]
@@ -93,7 +93,7 @@ def test_members_matter_by_the_loss_of_a_task_that_is_known_and_by_states_where_
     assert [value.dim() for value in seen] == ([0] if known else [2] * len(seen))
 
 
-@pytest.mark.parametrize("method", ["l0", pytest.param("thin", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["l0", pytest.param("student", marks=pytest.mark.slow)])
 def test_a_stateless_predictor_is_compressed_with_its_encoder_and_by_its_posteriors(
     method: str, models: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
@@ -172,7 +172,7 @@ def test_posteriors_of_a_head_that_is_new_or_has_other_labels_are_refused(
     assert not (tmp_path / "small").exists()
 
 
-@pytest.mark.parametrize(("method", "by_batch"), [("thin", True), ("l0", False)])
+@pytest.mark.parametrize(("method", "by_batch"), [("student", True), ("l0", False)])
 @pytest.mark.parametrize("task", ["rnnt", None])
 def test_batch_norms_learn_statistics_where_weights_are_fresh_and_keep_them_where_they_shrink(
     models: dict[str, Path], corpus: Path, tmp_path: Path, method: str, by_batch: bool, task: str | None
@@ -199,7 +199,7 @@ def test_a_recogniser_is_compressed_along_its_teachers_path(
 
 
 @pytest.mark.parametrize(
-    ("method", "rounds", "before"), [("l0", 1, [0]), ("magnitude", 2, []), ("thin", 1, [])]
+    ("method", "rounds", "before"), [("l0", 1, [0]), ("magnitude", 2, []), ("student", 1, [])]
 )  # before: gates are tried
 def test_a_flat_start_and_masks_begin_once_whatever_the_stages(
     method: str,
@@ -260,8 +260,8 @@ def test_labels_of_another_tokenizer_teach_nothing(
             {"task": None, "tokens": None, "objective": "masked_prediction", "lookaheads": (0,)},
             "lookaheads: masked_prediction has those of the pretraining",
         ),
-        ({"task": None, "tokens": None, "method": "thin"}, "give --task own"),
-        ({"method": "thin", "keep": "macs=0.5"}, "--method thin"),
+        ({"task": None, "tokens": None, "method": "student"}, "give --task own"),
+        ({"method": "student", "keep": "macs=0.5"}, "--method student"),
         ({"task": None, "tokens": None, "predictor": "stateless"}, "predictor stateless: there is no task"),
         ({"predictor": "stateless"}, "predictor stateless: --task ctc has no predictor"),
         ({"task": "rnnt", "predictor": "stateless", "predictor_layers": 2}, "it has 1 layer, got predictor_layers 2"),
@@ -279,6 +279,47 @@ def test_settings_that_mean_nothing_are_refused(
         compress(models["parakeet-ctc"], corpus, tmp_path / "small", **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"student": "wide"}, "'wide' is none of a shape's"),
+        ({"student": "layers=1,width=15"}, "take a multiple of"),
+        ({"student": "layers=2,width=16,ffn=9999"}, "even width 16 has .* allow more parameters"),
+        ({"student": "thin", "method": "student", "matching": "free"}, "matching free: .* leave one of the two out"),
+        ({"method": "l0", "maps": "last", "matching": "free"}, "matching free: maps last"),
+        ({"maps": "each"}, "maps 'each': expected one of shared, layer, last"),
+    ],
+)
+def test_students_that_cannot_be_are_refused(
+    settings: dict[str, Any], message: str, models: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        compress(models["parakeet"], corpus, tmp_path / "small", task="ctc", **settings)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "maps"), [("layers=1,copy=first", "last"), pytest.param("deep-thin", "layer", marks=pytest.mark.slow)]
+)
+def test_a_student_made_by_hand_is_trained_saved_and_the_same_when_resumed(
+    text: str, maps: str, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"student": text, "maps": maps, "keep": "params=0.7", "task": "ctc"}
+    result = compress(models["parakeet"], corpus, tmp_path / "whole", **settings)
+    model = diminuendo.load(tmp_path / "whole")
+    assert type(model).__name__ == "ParakeetForCTC"
+    shape, config = result["student"], model.config.encoder_config
+    assert (shape["layers"], shape["width"]) == (config.num_hidden_layers, config.hidden_size)
+    assert (shape["begun_as_layers"], shape["copied"] == 1.0) == (([0], True) if maps == "last" else ([], False))
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5)
+        with pytest.raises(Interrupted):
+            compress(models["parakeet"], corpus, tmp_path / "parts", **settings)
+    compress(models["parakeet"], corpus, tmp_path / "parts", resume=True, **settings)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
 def test_a_thin_student_of_a_model_whose_blank_is_not_last_is_refused(corpus: Path, tmp_path: Path) -> None:
     model = tiny_model("hubert", "base", ctc=True)  # whose blank is 0
     save(model, extractor_of(model), tmp_path / "asr")
@@ -286,11 +327,11 @@ def test_a_thin_student_of_a_model_whose_blank_is_not_last_is_refused(corpus: Pa
     (tmp_path / "vocab.json").write_text(json.dumps(labels))
     Wav2Vec2CTCTokenizer(tmp_path / "vocab.json", pad_token="<pad>", unk_token=None).save_pretrained(tmp_path / "asr")
     with pytest.raises(UserError, match="MODEL's blank is 0, a new head has it last"):
-        compress(tmp_path / "asr", corpus, tmp_path / "small", method="thin", tokens=None, keep="params=0.9")
+        compress(tmp_path / "asr", corpus, tmp_path / "small", method="student", tokens=None, keep="params=0.9")
 
 
 # Of recipes that differ by their method alone one of each method is quick.
-QUICK = ("joint-l0-lowrank", "agnostic-l0", "prune-only-lowrank", "distil-only", "conformer-l0")
+QUICK = ("joint-l0-lowrank", "agnostic-l0", "prune-only-lowrank", "shallow-wide", "conformer-l0")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Distillation of hidden states: L1 and cosine between a student's mapped states and its teacher's.
 
-DPHuBERT (arXiv 2305.17651, section 2.2): L1 + (1 - cosine). DistilHuBERT: L1 - log sigmoid(cosine).
+DPHuBERT (arXiv 2305.17651, section 2.2): L1 + (1 - cosine). DistilHuBERT: L1 - log sigmoid(cosine), which Wang et al.
+(arXiv 2210.15631) took for their students.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,18 @@ from torch import Tensor, nn
 from diminuendo.distillation.layer_match import Matching, distances_between, near_at_random, nearest_in_order
 
 CosineForm = Literal["one_minus", "log_sigmoid"]
+Maps = Literal["shared", "layer", "last"]
 
 COMPARED_FRAMES = 200  # of a batch, about, to find the nearest layers by
 
 
-def default_layers(num_layers: int) -> tuple[int, ...]:
-    """The published 0, 4, 8, 12 of 12 layers, in proportion."""
-    return tuple(sorted({round(num_layers * third / 3) for third in range(4)}))
+def default_layers(num_layers: int, maps: Maps = "shared") -> tuple[int, ...]:
+    """The published ones: with shared maps 0, 4, 8, 12 of 12 layers, in proportion; of the last state 4, 8, 12; of
+    layers with maps of their own all."""
+    if maps == "layer":
+        return tuple(range(1, num_layers + 1))
+    first = 0 if maps == "shared" else 1
+    return tuple(sorted({round(num_layers * third / 3) for third in range(first, 4)}))
 
 
 def valid_frames(frame_lengths: Int[Tensor, " batch"], frames: int) -> Bool[Tensor, "batch frames"]:
@@ -32,10 +38,12 @@ class HiddenDistillation(nn.Module):
 
     matching: the student's layers are the same ("fixed"); or for every batch those that after the map are nearest, in
     the order of layers ("free"); or drawn for every batch from those up to the layer, behind the one before ("random").
-    The first states always learn from the first and the last, which heads read, from the last.
+    The first states always learn from the first and the last, which heads read, from the last. Of a student of another
+    depth, with fixed matching, they are those in proportion.
 
-    Layer 0 (the feature projection's output) has a linear map of its own, the others share one. Maps start as the
-    identity where student and teacher have one width, else as torch draws them.
+    maps: linear. Layer 0 (the feature projection's output) has one of its own; the others share one ("shared"), or have
+    one each, from the student's layer ("layer") or all from its last state ("last"). They start as the identity where
+    student and teacher have one width, else as torch draws them.
     """
 
     def __init__(
@@ -47,18 +55,33 @@ class HiddenDistillation(nn.Module):
         cosine: CosineForm = "one_minus",
         cosine_weight: float = 1.0,
         matching: Matching = "fixed",
+        maps: Maps = "shared",
     ) -> None:
         super().__init__()
-        self.matching = matching
+        self.matching, self.mapped_from = matching, maps
         self.layers = tuple(layers)
         self.cosine, self.cosine_weight = cosine, cosine_weight
-        names = (["first"] if 0 in self.layers else []) + (["shared"] if any(self.layers) else [])
+        names = dict.fromkeys(map(self.map_of, sorted(self.layers)))
         self.maps = nn.ModuleDict({name: nn.Linear(student_dim, teacher_dim) for name in names})
         if student_dim == teacher_dim:
             for linear in self.maps.values():
                 assert isinstance(linear, nn.Linear)
                 nn.init.eye_(linear.weight)
                 nn.init.zeros_(linear.bias)
+
+    @property
+    def wanted(self) -> frozenset[int]:
+        """The teacher's layers that are read."""
+        return frozenset(self.layers)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The matrices that read the student's states."""
+        return tuple(f"maps.{name}.weight" for name in self.maps)
+
+    def map_of(self, layer: int) -> str:
+        """The name of a teacher's layer's map."""
+        return "first" if not layer else "shared" if self.mapped_from == "shared" else f"layer_{layer}"
 
     def forward(
         self,
@@ -73,7 +96,7 @@ class HiddenDistillation(nn.Module):
         l1, cosine = student[0].new_zeros(()), student[0].new_zeros(())
         own = self._matched(student, teacher, frames)
         for layer in self.layers:
-            mapped = self.maps["shared" if layer else "first"](student[own[layer]].flatten(0, 1)[frames])
+            mapped = self.maps[self.map_of(layer)](student[own[layer]].flatten(0, 1)[frames])
             target = teacher[layer].flatten(0, 1)[frames]
             l1 = l1 + F.l1_loss(mapped, target)
             similarity = F.cosine_similarity(mapped.float(), target.float(), dim=-1)
@@ -87,7 +110,9 @@ class HiddenDistillation(nn.Module):
     ) -> dict[int, int]:
         """By the teacher's layer the student's."""
         depth = len(student) - 1
-        same = {layer: layer for layer in self.layers}
+        same = {layer: round(layer * depth / (len(teacher) - 1)) for layer in self.layers}
+        if self.mapped_from == "last":
+            return {layer: layer and depth for layer in self.layers}
         layers = [layer for layer in self.layers if 0 < layer < depth]
         if self.matching == "fixed" or not layers:
             return same

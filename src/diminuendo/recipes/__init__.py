@@ -6,6 +6,7 @@ from functools import partial
 from diminuendo.recipes.conformer import conformer_l0
 from diminuendo.recipes.dphubert import dphubert
 from diminuendo.recipes.joint import agnostic, distil_only, joint, prune_only
+from diminuendo.recipes.students import deep_thin, shallow_wide
 from diminuendo.training.compress_config import CompressConfig
 
 RECIPES: dict[str, Callable[[], CompressConfig]] = {
@@ -21,6 +22,18 @@ RECIPES: dict[str, Callable[[], CompressConfig]] = {
     "prune-only-l0-lowrank": partial(prune_only, "l0+lowrank"),
     "distil-only": distil_only,
     "conformer-l0": conformer_l0,
+    "deep-thin": deep_thin,
+    "shallow-wide": shallow_wide,
 }
 
-__all__ = ["RECIPES", "agnostic", "conformer_l0", "distil_only", "dphubert", "joint", "prune_only"]
+__all__ = [
+    "RECIPES",
+    "agnostic",
+    "conformer_l0",
+    "deep_thin",
+    "distil_only",
+    "dphubert",
+    "joint",
+    "prune_only",
+    "shallow_wide",
+]

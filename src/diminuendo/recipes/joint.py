@@ -38,4 +38,4 @@ def prune_only(method: Method) -> CompressConfig:
 
 def distil_only() -> CompressConfig:
     """Distillation and the task into a thin student: what removal adds is what `joint` is better by at equal size."""
-    return CompressConfig(method="thin", task="own", max_seconds=20.0, distil_learning_rate=1e-3, distil_warm_up=0.1)
+    return CompressConfig(method="student", task="own", max_seconds=20.0, distil_learning_rate=1e-3, distil_warm_up=0.1)

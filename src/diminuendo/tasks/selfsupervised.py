@@ -184,9 +184,12 @@ class ClusterHead(nn.Module):
         self.embeddings = nn.Parameter(torch.rand(num_clusters, CLUSTER_DIM) - 0.5)
 
     def forward(self, states: Float[Tensor, "*frames dim"]) -> Float[Tensor, "*frames clusters"]:
-        projected = F.normalize(self.projection(states).float(), dim=-1)
+        return self.compare(self.projection(states))
+
+    def compare(self, projected: Float[Tensor, "*frames dim"]) -> Float[Tensor, "*frames clusters"]:
         with torch.autocast(projected.device.type, enabled=False):  # in bf16 logits near 8 are steps of 0.03 apart
-            logits: Tensor = F.linear(projected, F.normalize(self.embeddings, dim=-1)) / TEMPERATURE
+            unit = F.normalize(projected.float(), dim=-1)
+            logits: Tensor = F.linear(unit, F.normalize(self.embeddings, dim=-1)) / TEMPERATURE
         return logits
 
 

@@ -23,6 +23,7 @@ from diminuendo.structure.cost import CostModel
 from diminuendo.structure.latency import LatencyTable
 from diminuendo.structure.shape import Shape, shape_of, sizes_of
 from diminuendo.training.card import compression_card
+from diminuendo.training.clusters import check_clusters, stand_in, teacher_clusters
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
@@ -35,7 +36,7 @@ from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
 from diminuendo.training.recogniser import check_path, posterior_weight_of, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
-from diminuendo.training.thin import thin_student
+from diminuendo.training.student import check_student, student_of
 from diminuendo.training.two_stages import TwoStages
 from diminuendo.training.unlearned import remove_in_rounds
 
@@ -98,6 +99,8 @@ def compress(
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         accelerator = trainer.accelerator
         job.stages.teacher.model.to(accelerator.device)
+        if config.discriminative is not None:
+            job.stages.clusters = teacher_clusters(trainer, job.stages.teacher, job.stages.cuts, job.config)
         if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
             log.info("%s", _sentence(_measured(job, accelerator.device), config))
         removed = _smaller(job.stages, trainer)
@@ -121,7 +124,7 @@ def _smaller(stages: TwoStages, trainer: Loop) -> Model:
     """What the first stage leaves."""
     if stages.config.learned:
         return stages.first(trainer)
-    return (thin_student if stages.config.method == "thin" else remove_in_rounds)(stages, trainer)
+    return (student_of if stages.config.method == "student" else remove_in_rounds)(stages, trainer)
 
 
 def dry_run(
@@ -137,6 +140,7 @@ def dry_run(
     job = _timed(_checked(source, cuts, config, teacher, recipe), loop or LoopConfig(), lambda: None)
     device = make_accelerator(config.precision, (loop or LoopConfig()).device).device
     job.stages.teacher.model.to(device)
+    job.stages.clusters = stand_in(job.stages.teacher, config)
     kind = config.budget.kind
     least = smallest_cost(job.cost, kind, config.round_to)
     measured = _measured(job, device)
@@ -171,9 +175,9 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
         source = replace(given, model=pupil.model)
         clips = clips_to_learn(cuts, pupil, config, source, teacher)
         cuts = clips.cuts
-    elif config.method == "thin" and family_of(given.model).is_recogniser(given.model):
+    elif config.method == "student" and family_of(given.model).is_recogniser(given.model):
         raise UserError(
-            "--method thin: MODEL is a recogniser, whose head would be new too; give --task own to train it"
+            "--method student: MODEL is a recogniser, whose head would be new too; give --task own to train it"
         )
     teacher = source if teacher is None else teacher
     depth, teacher_depth = (encoder_config(one.model).num_hidden_layers for one in (source, teacher))
@@ -185,7 +189,8 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
             f"--teacher gives {teacher_frames} frames for 10 s, MODEL {frames}: a teacher needs MODEL's frame rate"
         )
     lookaheads_of(encoder_config(source.model), config.lookaheads or ())
-    config = config.resolved(default_layers(depth))
+    config = config.resolved(default_layers(depth, config.maps))
+    check_clusters(teacher, config)
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
@@ -201,7 +206,10 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     if config.budget.kind != "latency":
         count = count_macs_per_second if config.budget.kind == "macs" else count_parameters
         total = float(count(source.model))
-        check_budget(cost, config.budget, total, config.round_to)
+        if config.method == "student":
+            check_student(source.model, config, total)
+        else:
+            check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, cost, total, clips)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
     return _Job(stages, cost, total, _identity(given, teacher, cuts, config, recipe), recipe)
@@ -323,6 +331,7 @@ def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> d
         "full_shape": facts["shape"]
         and (shape_of(job.stages.family.axes(job.stages.source.model)) | shape_of(job.cost.axes)),
         "method": job.config.method,
+        **({"student": facts["student"]} if "student" in facts else {}),
         "left_out": job.stages.clips.left_out if job.stages.clips else "",
         "steps": list(job.config.stage_steps),
         "skipped": facts["skipped"],

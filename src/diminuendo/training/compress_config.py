@@ -3,16 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from diminuendo.distillation.hidden import CosineForm
+from diminuendo.distillation.clusters import ClusterForm
+from diminuendo.distillation.hidden import CosineForm, Maps
 from diminuendo.distillation.layer_match import Matching
 from diminuendo.distillation.posteriors import Posteriors
 from diminuendo.errors import UserError
 from diminuendo.pruning.budget import Budget, parse_budget
 from diminuendo.structure.axis import AxisKind
+from diminuendo.students.shape import parse_shape
 from diminuendo.training.recognition_config import RecognitionConfig, RecognitionTask
 
 Objective = Literal["distillation", "masked_prediction"]
-Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop", "thin"]
+Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop", "student"]
 LEARNED: tuple[Method, ...] = ("l0", "lowrank", "l0+lowrank")
 
 
@@ -25,9 +27,9 @@ class CompressConfig(RecognitionConfig):
     steps: of the joint stage; distil_steps: of the second, None for half of them.
     method: "l0" learns which members go, "lowrank" which ranks of the matrices, "l0+lowrank" both. The others remove
     without learning, by chance, by the size of weights, by how far hidden states would move, or whole layers; the steps
-    of both stages then follow in one. So they do with "thin": a student with fresh weights, of MODEL's depth and less
-    width. rounds: with those, in how many steps the budget is reached; before all but the
-    last a share of `steps` is spent on distilling.
+    of both stages then follow in one. So they do with "student": one made by hand, of a shape like "thin", "deep-thin",
+    "shallow-wide" or "layers=6,width=384" (`student`; see students/shape.py). rounds: but for it, in how many steps the
+    budget is reached; before all but the last a share of `steps` is spent on distilling.
     round_to: kept widths are multiples of it, and of 32 too for channels where there are 128 or more, unless it is 1.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
@@ -39,9 +41,16 @@ class CompressConfig(RecognitionConfig):
     where it has them, else 0. Where no clip has a text such a teacher's own transcripts are learned.
     posteriors: of a transducer, those of the whole "lattice", collapsed to blank, next label and the rest, or all of
     the vocabulary's along the teacher's best "path" alone.
-    layers: the distilled ones, None for 0, 1/3, 2/3 and all of the depth.
+    layers: the teacher's distilled ones; None for 1/3, 2/3 and all of the depth, with shared maps 0 too, or for all
+    that have maps of their own.
     matching: which of the student's layers learn from those: "fixed", the same; "free", the nearest in every batch, in
     order; "random", one drawn from between them in every batch.
+    maps: what a student's states go through to be compared: one that all layers "shared", one for every "layer", or one
+    for every layer from the "last" state.
+    discriminative: the form of a loss beside that of hidden states (regression_weight), of the teacher's clusters
+    (cluster_weight; distillation/clusters.py): those that it was pretrained to predict, if `pretrain` made it and
+    cluster_layer is None; those of a cluster_file of an earlier run; or num_clusters of the states of cluster_layer
+    (None: the last) in cluster_seconds of audio, where the teacher is torn_between so many in the mean.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
@@ -57,6 +66,7 @@ class CompressConfig(RecognitionConfig):
     latency_device: str = "cpu"
     latency_threads: int = 0
     method: Method = "l0"
+    student: str = "thin"
     rounds: int = 1
     steps: int = 5000
     distil_steps: int | None = None
@@ -72,6 +82,15 @@ class CompressConfig(RecognitionConfig):
     posteriors: Posteriors = "lattice"
     layers: tuple[int, ...] | None = None
     matching: Matching = "fixed"
+    maps: Maps = "shared"
+    discriminative: ClusterForm | None = None
+    cluster_weight: float = 1.0
+    regression_weight: float = 1.0
+    num_clusters: int = 500
+    torn_between: float = 10.0
+    cluster_layer: int | None = None
+    cluster_seconds: float = 1800.0
+    cluster_file: str | None = None
     cosine: CosineForm = "one_minus"
     cosine_weight: float = 1.0
     learning_rate: float = 2e-4
@@ -95,7 +114,8 @@ class CompressConfig(RecognitionConfig):
             raise UserError(f"latency_threads must be at least 1, or 0 for the run's, got {self.latency_threads}")
         if self.method not in get_args(Method):
             raise UserError(f"--method {self.method}: expected one of {', '.join(get_args(Method))}")
-        if self.rounds < 1 or (self.rounds > 1 and (self.learned or self.method == "thin")):
+        parse_shape(self.student)
+        if self.rounds < 1 or (self.rounds > 1 and (self.learned or self.method == "student")):
             raise UserError(f"rounds {self.rounds}: expected 1, or more with a method that removes without learning")
         if self.rounds > self.steps:
             raise UserError(f"rounds {self.rounds}: more than steps, {self.steps}; expected at most one a step")
@@ -123,8 +143,10 @@ class CompressConfig(RecognitionConfig):
             raise UserError(f"--width: {other} leaves the residual stream as it is; leave one of the two out")
         if min(self.task_weight, self.hidden_weight, self.posterior_weight or 0.0) < 0:
             raise UserError("task_weight, hidden_weight and posterior_weight must not be negative")
-        if self.method == "thin" and (self.budget.kind != "params" or self.width or self.objective != "distillation"):
-            raise UserError("--method thin: a student of some number of parameters; give --keep params=... alone")
+        if self.method == "student" and (
+            self.budget.kind != "params" or self.width or self.objective != "distillation"
+        ):
+            raise UserError("--method student: one of some number of parameters; give --keep params=... alone")
         if self.task is not None and not self.task_weight + self.hidden_weight + (self.posterior_weight or 0.0):
             raise UserError("task_weight, hidden_weight and posterior_weight are 0: there is nothing to learn")
         if self.flat_start and (self.task is None or not self.task_weight):
@@ -140,6 +162,27 @@ class CompressConfig(RecognitionConfig):
             raise UserError("posteriors path: a recogniser's are learned; give --task own, or leave it out")
         if self.matching not in get_args(Matching):
             raise UserError(f"matching {self.matching!r}: expected one of {', '.join(get_args(Matching))}")
+        if self.maps not in get_args(Maps):
+            raise UserError(f"maps {self.maps!r}: expected one of {', '.join(get_args(Maps))}")
+        if self.matching != "fixed" and (self.maps != "shared" or self.method == "student"):
+            other = (
+                "method student has another shape" if self.maps == "shared" else f"maps {self.maps} say which layers"
+            )
+            raise UserError(f"matching {self.matching}: {other}; leave one of the two out")
+        if self.discriminative is not None and self.discriminative not in get_args(ClusterForm):
+            known = ", ".join(get_args(ClusterForm))
+            raise UserError(f"discriminative {self.discriminative!r}: expected one of {known}")
+        if min(self.cluster_weight, self.regression_weight) < 0:
+            raise UserError("cluster_weight and regression_weight must not be negative")
+        if self.discriminative is None and (self.regression_weight != 1.0 or self.cluster_file is not None):
+            raise UserError(
+                "regression_weight and cluster_file go with a discriminative loss; give --set discriminative"
+            )
+        if not (self.num_clusters > 1 and 1 < self.torn_between < self.num_clusters and self.cluster_seconds > 0):
+            raise UserError(
+                f"num_clusters {self.num_clusters}, torn_between {self.torn_between:g}, cluster_seconds "
+                f"{self.cluster_seconds:g}: expected some clusters, fewer but more than 1 to be torn between, and audio"
+            )
         if self.cosine not in get_args(CosineForm):
             raise UserError(f"cosine {self.cosine!r}: expected one of {', '.join(get_args(CosineForm))}")
         if self.distil_steps is not None and self.distil_steps < 0:

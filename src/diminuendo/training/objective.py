@@ -90,7 +90,7 @@ class DistillationObjective(nn.Module):
 
     def readers(self, width: Axis) -> Axis:
         """What of the loss reads the student's states, as a part of the axis of their width."""
-        pieces = tuple(Slice(f"distillation.maps.{name}.weight", 1) for name in self.distillation.maps)
+        pieces = tuple(Slice(f"distillation.{name}", 1) for name in self.distillation.readers)
         return replace(width, slices=pieces, gates=pieces, norms=())
 
     def train(self, mode: bool = True) -> "DistillationObjective":
@@ -105,7 +105,7 @@ class DistillationObjective(nn.Module):
         """`loss` and its parts for clips [batch, samples]; without lookaheads step and draw matter with gates only."""
         inputs = self.hearing.inputs(self.student, self.extractor, waveforms, lengths, step, draw)
         family = family_of(self.student)
-        targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, self.distillation.layers)
+        targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, self.distillation.wanted)
         states = family.hidden_states(self.student, inputs)
         counts = family.frame_lengths(self.student, lengths), self.teacher.frame_lengths(lengths)
         both, own, its = cut_to_both(states, targets, *counts)

@@ -85,6 +85,21 @@ def _complete_clusters(tensors: Mapping[str, Tensor], config: Mapping[str, Any])
     return iterations and (not config["clip_weights"][1] or "clips.mean" in tensors)
 
 
+def last_head(directory: str | None) -> dict[str, Tensor] | None:
+    """The head by which `pretrain` predicted clusters in the end; None if it did not make the directory."""
+    try:
+        tensors, config = labels_of(directory)
+    except UserError:
+        return None
+    if config.get("objective") == "best_rq":
+        return None
+    return _under("head", _under(f"iteration_{_last_iteration(tensors)}", tensors))
+
+
+def _last_iteration(tensors: Mapping[str, Tensor]) -> int:
+    return max(int(key.split(".")[0].removeprefix("iteration_")) for key in tensors if key.startswith("iteration_"))
+
+
 def own_prediction(directory: str | None, model: Model, extractor: Any, seed: int) -> MaskedPrediction | BestRQ:
     """What the pretraining in `directory` ended with, heads included, of `model`: masks are drawn from `seed`.
 
@@ -126,8 +141,7 @@ def _masked_prediction(
     extractor: Any,
     seed: int,
 ) -> MaskedPrediction:
-    last = max(int(key.split(".")[0].removeprefix("iteration_")) for key in tensors if key.startswith("iteration_"))
-    kept = _under(f"iteration_{last}", tensors)
+    kept = _under(f"iteration_{_last_iteration(tensors)}", tensors)
     grid = frame_grid(model.config, extractor.sampling_rate)
     features = _features(_under("model", kept), read_configuration(directory), grid)
     objective = MaskedPrediction(

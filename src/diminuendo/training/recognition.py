@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from diminuendo.distillation.clusters import SCALARS
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.distillation.posteriors import (
     Posteriors,
@@ -89,7 +90,7 @@ class TaughtRecognition(nn.Module):
 
     def readers(self, width: Axis) -> Axis:
         """What of the loss reads the student's states, as a part of the axis of their width."""
-        pieces = [Slice(f"distillation.maps.{name}.weight", 1) for name in self.distillation.maps]
+        pieces = [Slice(f"distillation.{name}", 1) for name in self.distillation.readers]
         if self.task.ctc_head is not None:
             pieces.append(Slice("task.ctc_head.weight", 1))
         return replace(width, slices=tuple(pieces), gates=tuple(pieces), norms=())
@@ -122,11 +123,12 @@ class TaughtRecognition(nn.Module):
         found: Scalars = {"task": self.task.of(self.student, logits, states[-1], counts, labels, flat)["loss"]}
         loss = weights.task * found["task"]
         if weights.hidden or weights.posteriors:
-            wanted = {*self.distillation.layers, len(states) - 1}
+            wanted = {*self.distillation.wanted, len(states) - 1}
             targets = self.teacher.states(waveforms, lengths, self.extractor, inputs, wanted)
             both, kept, taught_states = cut_to_both(states, targets, counts, self.teacher.frame_lengths(lengths))
             if weights.hidden:
-                found["hidden"] = self.distillation(kept, taught_states, both)["loss"]
+                parts = self.distillation(kept, taught_states, both)
+                found |= {"hidden": parts["loss"], **{name: parts[name] for name in SCALARS if name in parts}}
                 loss = loss + weights.hidden * found["hidden"]
             if logits is not None and weights.posteriors:
                 taught = self._teacher_logits(taught_states[-1], labels)

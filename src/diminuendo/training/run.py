@@ -35,6 +35,7 @@ _OURS = (
     "model.safetensors",
     "clusters.safetensors",
     "best_rq.safetensors",
+    "centres.safetensors",
     "preprocessor_config.json",
     "README.md",
     "report.html",

@@ -12,6 +12,7 @@ from lhotse import CutSet
 from torch import nn
 
 from diminuendo.data.batching import Batch, look_at_one
+from diminuendo.distillation.clusters import ClusterDistillation, DiscriminativeDistillation, TeacherClusters
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of, stream_width
@@ -22,6 +23,7 @@ from diminuendo.structure.axis import Selection
 from diminuendo.structure.cost import CostModel
 from diminuendo.tasks.best_rq import BestRQ
 from diminuendo.tasks.selfsupervised import MaskedPrediction
+from diminuendo.training.clusters import layer_of
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.hearing import hearing_of
 from diminuendo.training.kernels import choose_attention, convolution_chosen
@@ -60,19 +62,25 @@ class TwoStages:
         self.clips = clips
         self.layers, self.cost, self.total = config.layers or (), cost, total
         self.family = family_of(source.model)
+        self.clusters: TeacherClusters | None = None  # of the teacher, where they are learned
 
     def _distillation(self, student: Model) -> HiddenDistillation:
         config = self.config
         student_dim, teacher_dim = stream_width(student), stream_width(self.teacher.model)
         torch.manual_seed(config.seed)
-        return HiddenDistillation(
-            self.layers,
-            student_dim,
-            teacher_dim,
-            cosine=config.cosine,
-            cosine_weight=config.cosine_weight,
-            matching=config.matching,
-        )
+        settings: dict[str, Any] = {
+            "cosine": config.cosine,
+            "cosine_weight": config.cosine_weight,
+            "matching": config.matching,
+            "maps": config.maps,
+        }
+        if config.discriminative is None:
+            return HiddenDistillation(self.layers, student_dim, teacher_dim, **settings)
+        assert self.clusters is not None
+        layer = layer_of(self.teacher, config)
+        clusters = ClusterDistillation(self.clusters, student_dim, layer=layer, form=config.discriminative)
+        settings |= {"weight": config.regression_weight, "cluster_weight": config.cluster_weight}
+        return DiscriminativeDistillation(self.layers, student_dim, teacher_dim, clusters, **settings)
 
     def _objective(self, student: Model, device: torch.device) -> Objective:
         """What both stages minimise, with a fresh state; the student is ours, its attention the fastest to train."""
@@ -81,7 +89,7 @@ class TwoStages:
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
         teacher, extractor = Teacher(self.teacher.model, self.teacher.extractor), self.source.extractor
         distillation, hearing = self._distillation(student), hearing_of(self.config, student)
-        fresh = {"norms_by_batch": self.config.method == "thin"}
+        fresh = {"norms_by_batch": self.config.method == "student"}
         if self.clips is None:
             return DistillationObjective(student, teacher, extractor, distillation, hearing, **fresh)
         config = self.config
@@ -293,10 +301,10 @@ class TwoStages:
         if encoder.num_hidden_layers not in self.layers or getattr(encoder, "add_adapter", False):
             return
         head = self.family.head(removed)
-        shared = distillation.maps["shared"].to(head.weight.device)
+        last = distillation.maps[distillation.map_of(encoder.num_hidden_layers)].to(head.weight.device)
         weight = self.family.head(self.source.model).weight.to(head.weight).flatten(1)  # all of it, of what is read
-        head.bias += weight @ shared.bias
-        head.weight.copy_((weight @ shared.weight).view_as(head.weight))
+        head.bias += weight @ last.bias
+        head.weight.copy_((weight @ last.weight).view_as(head.weight))
 
 
 def _heads(objective: nn.Module) -> dict[str, torch.Tensor]:

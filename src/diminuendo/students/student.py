@@ -1,0 +1,122 @@
+"""A student of some shape, begun with what of its teacher fits."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diminuendo.errors import UserError
+from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.importance import magnitude
+from diminuendo.pruning.removal import remove
+from diminuendo.structure.axis import Axis, Selection
+from diminuendo.students.shape import StudentShape, solved
+
+FRONT_ENDS = ("feature_extractor.", "subsampling.")
+LAYER = re.compile(r"^((?:encoder\.)?layers\.)(\d+)")
+
+
+@dataclass(frozen=True)
+class Student:
+    """model: an encoder. layers: those of the teacher that its own began as. copied: the share of its parameters that
+    come from the teacher."""
+
+    model: Model
+    layers: tuple[int, ...]
+    copied: float
+
+
+def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple[int, ...]]:
+    """The configuration of `make_student`'s, and the layers that it begins as; raises what that does."""
+    encoder = family_of(teacher).encoder(teacher)
+    config = solved(encoder, shape, params)
+    return config, _begun_as(encoder_config(encoder), config, shape)
+
+
+def make_student(teacher: Model, shape: StudentShape, params: float, *, seed: int = 0) -> Student:
+    """An encoder of a shape with at most `params` parameters, of the class of a teacher's, which transformers has.
+
+    The front end's convolutions are the teacher's, weights included (the published deep student draws them anew): from
+    random ones short trainings do not recover. Layers are the teacher's where heads are as wide as its own: then of a
+    narrower student they are the heads, neurons and members of the residual stream with the largest weights. All else
+    is drawn by the seed.
+
+    Raises UserError for a shape that cannot be, or for a copy that was asked for and is not possible.
+    """
+    family = family_of(teacher)
+    encoder = family.encoder(teacher)
+    config, layers = plan(teacher, shape, params)
+    torch.manual_seed(seed)
+    model = family.encoder_class(config)
+    family.initialise(model)
+    family.mask_padding(model)
+    state = _in_shape(encoder, config, layers) if layers else _front_end(encoder)
+    own = model.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    model.load_state_dict(fitting, strict=False)
+    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    copied = sum(parameters[name] for name in fitting.keys() & parameters.keys()) / sum(parameters.values())
+    return Student(model.eval(), layers, copied)
+
+
+def _begun_as(teacher: Any, student: Any, shape: StudentShape) -> tuple[int, ...]:
+    """The teacher's layers that become the student's, by configurations; none where they do not fit."""
+    if shape.copy == "none":
+        return ()
+    depths = teacher.num_hidden_layers, student.num_hidden_layers
+    sizes = [(name, getattr(student, name), getattr(teacher, name)) for name in ("hidden_size", "intermediate_size")]
+    sizes += [("num_hidden_layers", depths[1], depths[0])]
+    larger = [f"{name} {own} is above the teacher's {its}" for name, own, its in sizes if own > its]
+    head, its_head = (one.hidden_size // one.num_attention_heads for one in (student, teacher))
+    if head != its_head:
+        larger.append(f"heads are {head} wide, the teacher's {its_head}")
+    if larger:
+        if shape.copy is None:
+            return ()
+        raise UserError(f"--student {shape}: nothing can be copied, as {larger[0]}; leave copy out")
+    if shape.copy == "spread":
+        return tuple(number * depths[0] // depths[1] for number in range(depths[1]))
+    return tuple(range(depths[1]))
+
+
+def _front_end(encoder: Model) -> dict[str, Tensor]:
+    """What the subsampling's convolutions feed, a matrix, has the student's width."""
+    state = encoder.state_dict()
+    return {name: state[name] for name in state if name.startswith(FRONT_ENDS) and "subsampling.linear" not in name}
+
+
+def _in_shape(encoder: Model, config: Any, layers: tuple[int, ...]) -> dict[str, Tensor]:
+    """The teacher's tensors by their names in the student, cut to a configuration's widths."""
+    family = family_of(encoder)
+    axes, plain = family.axes(encoder), family.plain(encoder)
+    state = remove(axes, encoder.state_dict(), _largest(axes, plain.state_dict(), config))
+    numbers = {layer: number for number, layer in enumerate(layers)}
+    found = {}
+    for name, value in state.items():
+        layer = LAYER.match(name)
+        if layer is None:
+            found[name] = value
+        elif (number := numbers.get(int(layer[2]))) is not None:
+            found[f"{layer[1]}{number}{name[layer.end() :]}"] = value
+    return found
+
+
+def _largest(axes: tuple[Axis, ...], state: Mapping[str, Tensor], config: Any) -> Selection:
+    """Of every axis as many members as the configuration has, those with the largest weights."""
+    sizes = {
+        "heads": config.num_attention_heads,
+        "neurons": config.intermediate_size,
+        "width": config.hidden_size,
+        "channels": config.hidden_size,  # of a convolution module; a front end's all stay
+    }
+    scores = magnitude(axes, state)
+    selection = {}
+    for axis in axes:
+        most = axis.size if axis.name.startswith(FRONT_ENDS) else sizes.get(axis.kind, axis.size)
+        kept = torch.zeros(axis.size, dtype=torch.bool)
+        kept[scores[axis.name].topk(min(most, axis.size)).indices] = True
+        selection[axis.name] = kept
+    return selection

@@ -1,0 +1,54 @@
+"""A student made by hand in the place of what is left of a model: what removal has to be better than."""
+
+from diminuendo.errors import UserError
+from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.families.recogniser import head_like, with_head
+from diminuendo.profiling.count import count_parameters
+from diminuendo.students.shape import StudentShape, parse_shape
+from diminuendo.students.student import make_student, plan
+from diminuendo.tasks.recognition import blank_of
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.loop import Loop
+from diminuendo.training.two_stages import TwoStages
+
+
+def check_student(model: Model, config: CompressConfig, total: float) -> None:
+    """UserError if none has the shape that is asked for, or is so small; `total` is the model's parameters."""
+    plan(model, *_asked(model, config, total))
+    if family_of(model).is_recogniser(model) and blank_of(model) != model.config.vocab_size - 1:
+        raise UserError(
+            f"--method student: MODEL's blank is {blank_of(model)}, a new head has it last; take another method, or "
+            "new --tokens"
+        )
+
+
+def student_of(stages: TwoStages, trainer: Loop) -> Model:
+    """A student of the whole budget: of a recogniser its encoder has the shape, its head is of full width."""
+    source, config, family = stages.source.model, stages.config, stages.family
+    student = make_student(source, *_asked(source, config, stages.total), seed=config.seed)
+    made, model, task = encoder_config(student.model), student.model, family.task_of(source)
+    if task is not None:
+        model = with_head(model, task, source.config.vocab_size - 1, **head_like(source))
+    trainer.carried = {
+        "skipped": "",
+        **trainer.carried,
+        "heads": {},
+        "shape": None,
+        "student": {
+            "layers": made.num_hidden_layers,
+            "width": made.hidden_size,
+            "heads": made.num_attention_heads,
+            "ffn": made.intermediate_size,
+            "begun_as_layers": list(student.layers),
+            "copied": student.copied,
+        },
+        "expected_before_selection": count_parameters(model) / count_parameters(source),
+        "removal_error": None,
+    }
+    return model
+
+
+def _asked(model: Model, config: CompressConfig, total: float) -> tuple[StudentShape, float]:
+    """The shape, and how many parameters the encoder may have."""
+    beside = count_parameters(model) - count_parameters(family_of(model).encoder(model))
+    return parse_shape(config.student), config.budget.amount(total) - beside
