@@ -48,6 +48,8 @@ from transformers import (
 from diminuendo import api
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of, model_inputs
+from diminuendo.families.filter_bank_input import hears_filter_banks
+from diminuendo.families.filter_banks import filter_bank_extractor
 from diminuendo.families.recogniser import with_head
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.configurations import read_configuration
@@ -185,6 +187,8 @@ def micro_encoder(name: str, folder: Path) -> Path:
 def extractor_of(model: Any) -> Any:
     if model.main_input_name == "input_values":
         return Wav2Vec2FeatureExtractor(do_normalize=True)
+    if hears_filter_banks(model):
+        return filter_bank_extractor()
     model_type = model.config.model_type
     if "nemotron" in model_type:
         return NemotronAsrStreamingFeatureExtractor(feature_size=32)

@@ -73,7 +73,7 @@ def test_the_loss_is_its_formula_written_as_loops(cosine: CosineForm, teacher_di
 
 
 @pytest.mark.parametrize(
-    ("maps", "own"), [("shared", {2: 1, 4: 1, 6: 2}), ("layer", {2: 1, 4: 1, 6: 2}), ("last", {2: 2, 4: 2, 6: 2})]
+    ("maps", "own"), [("shared", {2: 1, 4: 2, 6: 2}), ("layer", {2: 1, 4: 2, 6: 2}), ("last", {2: 2, 4: 2, 6: 2})]
 )
 def test_a_student_of_fewer_layers_learns_from_those_in_proportion_or_with_its_last(
     maps: Maps, own: dict[int, int]

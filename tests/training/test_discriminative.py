@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
-from tiny import QUIET, compress, interrupt, weights
+from diminuendo.export.huggingface import save
+from tiny import QUIET, compress, extractor_of, interrupt, tiny_model, weights
 
 CLUSTERS: dict[str, Any] = {"discriminative": "projected", "num_clusters": 6, "torn_between": 2.0}
 FILE = "centres.safetensors"
@@ -47,6 +48,8 @@ def test_clusters_of_an_earlier_run_are_taken_and_those_of_another_teacher_or_la
     compress(teacher_folder, audio_folder, tmp_path / "second", **CLUSTERS, **file)
     assert weights(tmp_path / "first") == weights(tmp_path / "second")
     assert not (tmp_path / "second" / FILE).exists()
+    with pytest.raises(UserError, match="lies in --out, which is written anew"):
+        compress(teacher_folder, audio_folder, tmp_path / "first", overwrite=True, **CLUSTERS, **file)
     for change, message in (
         ({"cluster_layer": 1}, "is of layer 3; give --set cluster_layer too"),
         ({"cluster_file": str(audio_folder / "nothing")}, "no clusters can be read"),
@@ -78,6 +81,19 @@ def test_a_teacher_that_predicted_clusters_has_them_itself(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_recogniser_without_its_task_needs_regression_and_its_clusters_are_those_of_its_encoder(
+    audio_folder: Path, tmp_path: Path
+) -> None:
+    model = tiny_model(ctc=True)
+    save(model, extractor_of(model), tmp_path / "asr")
+    save(model.hubert, extractor_of(model), tmp_path / "encoder")
+    with pytest.raises(UserError, match="MODEL's head would read states that nothing holds; give --task own"):
+        compress(tmp_path / "asr", audio_folder, tmp_path / "small", **CLUSTERS, regression_weight=0.0)
+    compress(tmp_path / "asr", audio_folder, tmp_path / "small", **CLUSTERS)
+    file = {"cluster_file": str(tmp_path / "small" / FILE)}
+    compress(tmp_path / "encoder", audio_folder, tmp_path / "again", **CLUSTERS, **file)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -86,6 +102,10 @@ def test_a_teacher_that_predicted_clusters_has_them_itself(
         ({"discriminative": "free", "cluster_layer": 9}, "cluster_layer 9: expected a number from 0 to 3"),
         ({"discriminative": "free", "num_clusters": 5}, "fewer but more than 1 to be torn between"),
         ({"discriminative": "free", "cluster_weight": -1.0}, "must not be negative"),
+        ({"discriminative": "free", "cluster_weight": 0.0}, "nothing is learned of it"),
+        ({"discriminative": "free", "hidden_weight": 0.0}, "nothing is learned of it"),
+        ({"discriminative": "free", "objective": "masked_prediction"}, "masked_prediction has no teacher"),
+        ({"discriminative": "free", "num_clusters": 400}, "num_clusters 400: there are 3.. frames"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(

@@ -284,7 +284,8 @@ def test_settings_that_mean_nothing_are_refused(
     [
         ({"student": "wide"}, "'wide' is none of a shape's"),
         ({"student": "layers=1,width=15"}, "take a multiple of"),
-        ({"student": "layers=2,width=16,ffn=9999"}, "even width 16 has .* allow more parameters"),
+        ({"student": "layers=2,width=16,ffn=9999"}, "width 16 has more than .* allow more parameters"),
+        ({"student": "thin", "method": "l0"}, "--method l0 makes none"),
         ({"student": "thin", "method": "student", "matching": "free"}, "matching free: .* leave one of the two out"),
         ({"method": "l0", "maps": "last", "matching": "free"}, "matching free: maps last"),
         ({"maps": "each"}, "maps 'each': expected one of shared, layer, last"),

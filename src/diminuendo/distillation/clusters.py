@@ -20,7 +20,6 @@ from diminuendo.tasks.selfsupervised import ClusterHead, Clusters, clusters_of, 
 
 ClusterForm = Literal["projected", "free", "hard"]
 
-SCALARS = ("clusters", "agreement")  # what the loss gives
 FRAMES_TO_CALIBRATE = 5_000
 HALVINGS = 40  # of the interval in which the temperature is looked for
 

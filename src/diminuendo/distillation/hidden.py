@@ -4,6 +4,7 @@ DPHuBERT (arXiv 2305.17651, section 2.2): L1 + (1 - cosine). DistilHuBERT: L1 - 
 (arXiv 2210.15631) took for their students.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -39,7 +40,7 @@ class HiddenDistillation(nn.Module):
     matching: the student's layers are the same ("fixed"); or for every batch those that after the map are nearest, in
     the order of layers ("free"); or drawn for every batch from those up to the layer, behind the one before ("random").
     The first states always learn from the first and the last, which heads read, from the last. Of a student of another
-    depth, with fixed matching, they are those in proportion.
+    depth, with fixed matching, they are those in proportion, behind rather than before.
 
     maps: linear. Layer 0 (the feature projection's output) has one of its own; the others share one ("shared"), or have
     one each, from the student's layer ("layer") or all from its last state ("last"). They start as the identity where
@@ -110,7 +111,7 @@ class HiddenDistillation(nn.Module):
     ) -> dict[int, int]:
         """By the teacher's layer the student's."""
         depth = len(student) - 1
-        same = {layer: round(layer * depth / (len(teacher) - 1)) for layer in self.layers}
+        same = {layer: math.ceil(layer * depth / (len(teacher) - 1)) for layer in self.layers}
         if self.mapped_from == "last":
             return {layer: layer and depth for layer in self.layers}
         layers = [layer for layer in self.layers if 0 < layer < depth]

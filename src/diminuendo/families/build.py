@@ -19,18 +19,21 @@ OF_ONE_CLASS = ("model_type", "architectures", "auto_map", "transformers_version
 def ragged_config(config_class: Any, config: Any, shape: Shape) -> Any:
     """The original configuration under a model type of its own, with the shape."""
     values = {key: value for key, value in config.to_dict().items() if key not in OF_ONE_CLASS}
-    return config_class(**values, diminuendo={"format": FORMAT, "shape": shape})
+    heard = {key: value for key, value in getattr(config, "diminuendo", {}).items() if key == "input"}
+    return config_class(**values, diminuendo={"format": FORMAT, "shape": shape, **heard})
 
 
-def build(like: Model, shape: Shape, state: Mapping[str, Tensor]) -> Model:
+def build(like: Model, shape: Shape, state: Mapping[str, Tensor], config: Any = None) -> Model:
     """A model of the architecture of `like`, in evaluation mode, that holds the very tensors of `state`.
+
+    config: the original configuration, where it is not that of `like`.
 
     Raises if a tensor is missing, left over, or of another size than `shape` says.
     """
     architecture = family_of(like).architecture_of(like)
     assert architecture is not None, type(like)
     with torch.device("meta"):
-        model = architecture.ragged(ragged_config(architecture.ragged.config_class, like.config, shape))
+        model = architecture.ragged(ragged_config(architecture.ragged.config_class, config or like.config, shape))
     model.load_state_dict(dict(state), strict=True, assign=True)
     device = next(model.parameters()).device
     for name, buffer in model.named_buffers():

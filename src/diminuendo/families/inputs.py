@@ -5,6 +5,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import Speech2TextFeatureExtractor
+
+from diminuendo.families.filter_banks import filter_bank_frames, filter_bank_inputs
+from diminuendo.modules.filter_bank import BANDS
 
 SAMPLING_RATE = 16_000
 
@@ -21,7 +25,8 @@ def model_inputs(
     what a clip becomes would depend on the clips beside it more than it has to.
     """
     if extractor.model_input_names[0] == "input_features":
-        return _features(extractor, waveforms, lengths)
+        ours = isinstance(extractor, Speech2TextFeatureExtractor)
+        return (filter_bank_inputs if ours else _features)(extractor, waveforms, lengths)
     valid = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
     if extractor.do_normalize:
         count = lengths[:, None].to(waveforms.dtype)
@@ -56,5 +61,7 @@ def noise(model: Any, *shape: int) -> Tensor:
 
 
 def waveform_example(model: Any, samples: int) -> dict[str, Tensor]:
-    """One clip for a model that reads waveforms."""
+    """One clip for a model that reads waveforms, or filter banks in their place."""
+    if model.main_input_name == "input_features":
+        return {"input_features": noise(model, 1, filter_bank_frames(samples), BANDS)}
     return {"input_values": noise(model, 1, samples)}

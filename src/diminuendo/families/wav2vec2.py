@@ -39,6 +39,7 @@ from diminuendo.families.parts import (
 )
 from diminuendo.modules import ragged_rnnt
 from diminuendo.modules import ragged_wav2vec2 as ragged
+from diminuendo.modules.filter_bank import FilterBankFrontEnd
 from diminuendo.modules.residual import Residual
 from diminuendo.structure.axis import Axis, Product, Slice
 
@@ -171,6 +172,9 @@ def hidden_states(model: Model, inputs: Mapping[str, Tensor]) -> tuple[Float[Ten
 
 def frame_lengths(model: Model, sample_lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
     base, _ = encoder_in(model)
+    if isinstance(base.feature_extractor, FilterBankFrontEnd):
+        frames: Tensor = base.feature_extractor.frames(sample_lengths)
+        return frames
     lengths = sample_lengths
     for layer in base.feature_extractor.conv_layers:
         lengths = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1

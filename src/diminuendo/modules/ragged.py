@@ -3,7 +3,7 @@
 The files of this folder travel with saved models, so that `AutoModel.from_pretrained(directory,
 trust_remote_code=True)` needs only torch and transformers 5. A model's configuration is the original one plus a key
 `diminuendo` whose `shape` gives the kept members per axis: a number, or the list of kept members where their positions
-matter.
+matter. If it has an `input` too, that is "fbank": in the place of convolutions on the waveform there are filter banks.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from .filter_bank import FilterBankFrontEnd, as_values
 from .low_rank import LowRank
 from .residual import Residual
 
@@ -136,7 +137,7 @@ class RaggedConfig:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         values = dict(config_dict)
         ours = dict(values.pop("diminuendo"))
-        for key in ours.keys() - {"format", "shape"}:  # the sentinel's number; it was another one's once
+        for key in ours.keys() - {"format", "shape", "input"}:  # the sentinel's number; it was another one's once
             values[key] = ours.pop(key)
         return super().from_dict({**values, "diminuendo": ours}, **kwargs)  # type: ignore[misc]
 
@@ -146,12 +147,21 @@ class Ragged:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        if config.diminuendo.get("input") == "fbank":
+            self._hear_filter_banks()
         self._narrow(size(config.diminuendo["shape"].get("width", self.encoder_inside.config.hidden_size)))
         self.shrink(config.diminuendo["shape"])
         self._factor(config.diminuendo["shape"])
         for module in self.modules():  # type: ignore[attr-defined]
             module.__dict__.pop("_is_hf_initialized", None)  # what has other sizes is to be drawn anew
         self.post_init()  # type: ignore[attr-defined]
+
+    def _hear_filter_banks(self) -> None:
+        encoder = self.encoder_inside
+        encoder.feature_extractor = FilterBankFrontEnd(*encoder.config.conv_dim)
+        for module in dict.fromkeys((self, encoder)):
+            module.main_input_name = "input_features"
+            module.register_forward_pre_hook(as_values, with_kwargs=True)
 
     def _narrow(self, width: int) -> None:
         """Gives all that reads or writes the residual stream its width, while the stock modules are still there."""

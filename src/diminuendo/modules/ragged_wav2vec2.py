@@ -90,7 +90,7 @@ def residual(config: Any) -> Residual:
 
 
 def shrink_front_end(base: Any, shape: Shape) -> None:
-    read = 1
+    read = base.feature_extractor.conv_layers[0].conv.in_channels
     for i, layer in enumerate(base.feature_extractor.conv_layers):
         channels = size(shape[f"feature_extractor.conv_layers.{i}.channels"])
         resize(layer.conv, reads=read, writes=channels)

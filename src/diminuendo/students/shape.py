@@ -6,7 +6,8 @@ shallow and wide one, two of the teacher's layers.
 
 import copy
 import math
-from dataclasses import dataclass, fields
+from bisect import bisect_right
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,6 +40,8 @@ class StudentShape:
     copy: Copied | None = None
 
     def __str__(self) -> str:
+        if (name := next((name for name, shape in NAMED.items() if shape == self), None)) is not None:
+            return name
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         texts = {name: f"{value:g}x" if isinstance(value, float) else value for name, value in given.items()}
         return ",".join(f"{name}={value}" for name, value in texts.items() if value is not None)
@@ -72,7 +75,8 @@ def _number(text: str, name: str, value: str) -> int | float:
     try:
         number = float(value[:-1]) if times else int(value)
     except ValueError:
-        raise UserError(f"--student {text}: {name} is a number, got {value!r}; like {EXAMPLE}") from None
+        kind = "is a whole number, or like 1.5x" if name == "ffn" else "is a whole number"
+        raise UserError(f"--student {text}: {name} {kind}, got {value!r}; like {EXAMPLE}") from None
     if not 0 < number < math.inf:
         raise UserError(f"--student {text}: {name} must be above 0, got {value}")
     return number
@@ -81,35 +85,41 @@ def _number(text: str, name: str, value: str) -> int | float:
 def solved(teacher: Model, shape: StudentShape, params: float) -> Any:
     """The configuration of the widest student of a shape with at most `params` parameters.
 
-    teacher: an encoder. Raises UserError where there is none: heads do not divide the width, or even the narrowest, or
-    the one that was asked for, has more parameters.
+    teacher: an encoder. Raises UserError where there is none: heads do not divide the width, a copy was asked for of
+    what the teacher does not have, or even the narrowest, or the one that was asked for, has more parameters.
     """
     if is_ragged(teacher):
         raise UserError("this teacher was compressed, and a student has the original's layers: give the original")
     config = encoder_config(teacher)
-    step = _step(config, shape)
-    if shape.width is None:
-        widths = range(step, config.hidden_size + 1, step)
-    else:
-        if shape.width % step:
-            raise UserError(f"--student {shape}: heads, and what else divides the width, take a multiple of {step}")
-        widths = range(shape.width, shape.width + 1)
-    fitting, room, least = None, 0.0, None
-    for width in widths:
-        candidate = _configuration(config, shape, width)
-        size = parameters_of(teacher, candidate)
-        least = least or size
-        if size > params:
-            break
-        fitting, room = candidate, params - size
-    if fitting is None:
+    if shape.copy in ("first", "spread"):
+        if shape.heads is not None and shape.width is None:
+            shape = replace(shape, width=shape.heads * _head(config))
+        known = _configuration(config, shape, shape.width or _head(config))
+        if (reason := why_not_copied(config, known)) is not None:
+            raise UserError(f"--student {shape}: nothing can be copied, as {reason}; ask for less, or for copy=none")
+    step, most = _step(config, shape), shape.width or config.hidden_size
+    if (most % step and shape.width) or step > most:
+        raise UserError(f"--student {shape}: heads, and what else divides the width, take a multiple of {step}")
+    widths = range(shape.width or step, most + 1, step)
+    least = _configuration(config, shape, widths[0])
+    # Matrices of the layers alone, before a model of any size is built.
+    if least.num_hidden_layers * widths[0] * (widths[0] + least.intermediate_size) > params or (
+        parameters_of(teacher, least) > params
+    ):
         raise UserError(
-            f"a student of {params:,.0f} parameters: even width {widths[0]} has {least:,}; allow more parameters"
+            f"--student {shape}: width {widths[0]} has more than the {params:,.0f} parameters that its encoder may "
+            "have; allow more parameters, or ask for fewer layers, heads or neurons"
         )
+
+    def size(width: int) -> float:
+        return float(parameters_of(teacher, _configuration(config, shape, width)))
+
+    fitting = _configuration(config, shape, widths[bisect_right(widths, params, key=size) - 1])
     if shape.ffn is None or isinstance(shape.ffn, float):
-        most = max(fitting.intermediate_size, config.intermediate_size)
+        room = params - parameters_of(teacher, fitting)
         more = int(room / _parameters_of_a_neuron_everywhere(teacher, fitting))
-        fitting.intermediate_size = min(most, fitting.intermediate_size + more)
+        neurons = min(fitting.intermediate_size + more, config.intermediate_size)
+        fitting.intermediate_size = max(fitting.intermediate_size, neurons)
     return fitting
 
 
@@ -145,6 +155,19 @@ def _configuration(config: Any, shape: StudentShape, width: int) -> Any:
     ratio = config.intermediate_size / config.hidden_size if shape.ffn is None else shape.ffn
     made.intermediate_size = shape.ffn if isinstance(shape.ffn, int) else round(ratio * width)
     return made
+
+
+def why_not_copied(teacher: Any, student: Any) -> str | None:
+    """What keeps a student's layers from being some of its teacher's, by their configurations; None if nothing does."""
+    for name, called in (("hidden_size", "width"), ("intermediate_size", "ffn"), ("num_hidden_layers", "layers")):
+        own, its = getattr(student, name), getattr(teacher, name)
+        if own > its:
+            return f"{called} {own} is above the teacher's {its}"
+    if _head(student) != _head(teacher):
+        return f"heads are {_head(student)} wide, the teacher's {_head(teacher)}"
+    if student.hidden_size < teacher.hidden_size and getattr(teacher, "add_adapter", False):
+        return f"the teacher's adapter reads all of the width, {teacher.hidden_size}"
+    return None
 
 
 def parameters_of(teacher: Model, config: Any) -> int:

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
 from diminuendo.importance import magnitude
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
-from diminuendo.students.shape import StudentShape, solved
+from diminuendo.students.shape import StudentShape, solved, why_not_copied
 
 FRONT_ENDS = ("feature_extractor.", "subsampling.")
 LAYER = re.compile(r"^((?:encoder\.)?layers\.)(\d+)")
@@ -41,8 +40,8 @@ def make_student(teacher: Model, shape: StudentShape, params: float, *, seed: in
 
     The front end's convolutions are the teacher's, weights included (the published deep student draws them anew): from
     random ones short trainings do not recover. Layers are the teacher's where heads are as wide as its own: then of a
-    narrower student they are the heads, neurons and members of the residual stream with the largest weights. All else
-    is drawn by the seed.
+    narrower student they are the heads, neurons and members of the residual stream with the largest weights, but
+    for what belongs to positions, which is of the whole width. That and all else is drawn by the seed.
 
     Raises UserError for a shape that cannot be, or for a copy that was asked for and is not possible.
     """
@@ -55,31 +54,25 @@ def make_student(teacher: Model, shape: StudentShape, params: float, *, seed: in
     family.mask_padding(model)
     state = _in_shape(encoder, config, layers) if layers else _front_end(encoder)
     own = model.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    other = {_whole(name) for name, value in own.items() if name not in state or state[name].shape != value.shape}
+    fitting = {name: state[name] for name in own if _whole(name) not in other}
     model.load_state_dict(fitting, strict=False)
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     copied = sum(parameters[name] for name in fitting.keys() & parameters.keys()) / sum(parameters.values())
     return Student(model.eval(), layers, copied)
 
 
+def _whole(name: str) -> str:
+    """Of the parts that a weight is parametrised by, which fit together or not at all, the weight; else the name."""
+    return name.partition(".parametrizations.")[0]
+
+
 def _begun_as(teacher: Any, student: Any, shape: StudentShape) -> tuple[int, ...]:
     """The teacher's layers that become the student's, by configurations; none where they do not fit."""
-    if shape.copy == "none":
+    if shape.copy == "none" or why_not_copied(teacher, student) is not None:
         return ()
-    depths = teacher.num_hidden_layers, student.num_hidden_layers
-    sizes = [(name, getattr(student, name), getattr(teacher, name)) for name in ("hidden_size", "intermediate_size")]
-    sizes += [("num_hidden_layers", depths[1], depths[0])]
-    larger = [f"{name} {own} is above the teacher's {its}" for name, own, its in sizes if own > its]
-    head, its_head = (one.hidden_size // one.num_attention_heads for one in (student, teacher))
-    if head != its_head:
-        larger.append(f"heads are {head} wide, the teacher's {its_head}")
-    if larger:
-        if shape.copy is None:
-            return ()
-        raise UserError(f"--student {shape}: nothing can be copied, as {larger[0]}; leave copy out")
-    if shape.copy == "spread":
-        return tuple(number * depths[0] // depths[1] for number in range(depths[1]))
-    return tuple(range(depths[1]))
+    depth, own = teacher.num_hidden_layers, student.num_hidden_layers
+    return tuple(number * depth // own if shape.copy == "spread" else number for number in range(own))
 
 
 def _front_end(encoder: Model) -> dict[str, Tensor]:

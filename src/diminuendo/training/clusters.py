@@ -1,6 +1,7 @@
 """The clusters of a teacher that a student learns to tell apart: the teacher's own, or fitted and kept with a run."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diminuendo.data.batching import TrainingBatches
 from diminuendo.data.manifest import total_seconds
 from diminuendo.distillation.clusters import Centres, OwnClusters, TeacherClusters, centres_of, fit_centres
 from diminuendo.distillation.hidden import valid_frames
 from diminuendo.errors import UserError
-from diminuendo.families import encoder_config, model_inputs, stream_width
+from diminuendo.families import encoder_config, family_of, model_inputs, stream_width
+from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.tasks.selfsupervised import ClusterHead, Clusters, Scale
 from diminuendo.training.checkpoint import clear_on_full_disk
 from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.heard import some_batches
 from diminuendo.training.loop import Loop
 from diminuendo.training.objective import Teacher
 from diminuendo.training.own_prediction import last_head
@@ -32,13 +34,22 @@ log = logging.getLogger(__name__)
 FILE = "centres.safetensors"
 
 
-def check_clusters(teacher: Source, config: CompressConfig) -> None:
-    """UserError for a layer that the teacher does not have, or a file of clusters of another teacher or layer."""
+def check_clusters(teacher: Source, cuts: CutSet, config: CompressConfig) -> None:
+    """UserError for a layer that the teacher does not have, a file of clusters of another teacher or layer, too little
+    audio for so many."""
+    if config.discriminative is None:
+        return
     layer, depth = layer_of(teacher, config), encoder_config(teacher.model).num_hidden_layers
     if not 0 <= layer <= depth:
         raise UserError(f"cluster_layer {layer}: expected a number from 0 to {depth}, the teacher's depth")
     if config.cluster_file is not None:
         read_centres(Path(config.cluster_file), teacher, layer)
+    elif (config.cluster_layer is not None or last_head(teacher.name) is None) and not cuts.is_lazy:
+        samples = torch.tensor(int(SAMPLING_RATE * min(config.cluster_seconds, total_seconds(cuts) or math.inf)))
+        if (frames := int(family_of(teacher.model).frame_lengths(teacher.model, samples))) < config.num_clusters:
+            raise UserError(
+                f"num_clusters {config.num_clusters}: there are {frames} frames; give more audio, or fewer clusters"
+            )
 
 
 def layer_of(teacher: Source, config: CompressConfig) -> int:
@@ -73,7 +84,7 @@ def teacher_clusters(trainer: Loop, teacher: Source, cuts: CutSet, config: Compr
             log.info("fitting %d clusters to the teacher's states", config.num_clusters)
             frames = _frames(trainer, teacher, cuts, config)
             fitted = fit_centres(frames, config.num_clusters, torn_between=config.torn_between, seed=config.seed)
-            _keep(fitted, kept, {"teacher": fingerprint(teacher.model), "layer": str(layer)})
+            _keep(fitted, kept, {"teacher": _fingerprint(teacher), "layer": str(layer)})
         found = [read_centres(kept, teacher, layer)]
     broadcast_object_list(found)
     assert found[0] is not None
@@ -89,11 +100,16 @@ def read_centres(path: Path, teacher: Source, layer: int) -> Centres:
         centres = centres_of(tensors)
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"cluster_file {path}: no clusters can be read ({error}); give a run's {FILE}") from error
-    if about.get("teacher") != fingerprint(teacher.model):
+    if about.get("teacher") != _fingerprint(teacher):
         raise UserError(f"cluster_file {path} is of another teacher; give its {FILE}, or leave it out to fit them anew")
     if about.get("layer") != str(layer):
         raise UserError(f"cluster_file {path} is of layer {about.get('layer')}; give --set cluster_layer too")
     return centres
+
+
+def _fingerprint(teacher: Source) -> str:
+    """Of its encoder: a head has no part in states."""
+    return fingerprint(family_of(teacher.model).encoder(teacher.model))
 
 
 def _keep(centres: Centres, path: Path, about: dict[str, str]) -> None:
@@ -107,18 +123,9 @@ def _frames(trainer: Loop, source: Source, cuts: CutSet, config: CompressConfig)
     """The teacher's states of some audio, as it hears them in training, on the CPU. Once through less is enough."""
     layer, device = layer_of(source, config), trainer.accelerator.device
     teacher = Teacher(source.model, source.extractor)
-    settings = config.batch_settings(crop_to_shortest=False, offset=2)
-    batches, seen = TrainingBatches(cuts, settings, trainer.skipped), 0.0
-    wanted = min(config.cluster_seconds, total_seconds(cuts) or config.cluster_seconds)
-    try:
-        while seen < wanted:
-            batch = next(batches)
-            lengths = batch.lengths.to(device)
-            waveforms = batch.waveforms.to(device)
-            inputs = model_inputs(source.extractor, waveforms, lengths)
-            states = teacher.states(waveforms, lengths, source.extractor, inputs, {layer})[layer]
-            frames = valid_frames(teacher.frame_lengths(lengths), states.shape[1])
-            yield states[frames].float().cpu()
-            seen += batch.seconds
-    finally:
-        batches.close()
+    for batch in some_batches(cuts, config, trainer.skipped, config.cluster_seconds, offset=2):
+        lengths, waveforms = batch.lengths.to(device), batch.waveforms.to(device)
+        inputs = model_inputs(source.extractor, waveforms, lengths)
+        states = teacher.states(waveforms, lengths, source.extractor, inputs, {layer})[layer]
+        frames = valid_frames(teacher.frame_lengths(lengths), states.shape[1])
+        yield states[frames].float().cpu()

@@ -27,6 +27,7 @@ from diminuendo.training.clusters import check_clusters, stand_in, teacher_clust
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.device import make_accelerator
+from diminuendo.training.front_end import hearing_filter_banks, learn_front_end
 from diminuendo.training.hearing import lookaheads_of
 from diminuendo.training.labelled import clips_to_learn
 from diminuendo.training.latency import measure_table
@@ -86,6 +87,8 @@ def compress(
     for what, name in given.items():
         if name and Path(name).resolve() == out.resolve():
             raise UserError(f"--out {out} is {what}'s own directory; give another")
+    if config.cluster_file is not None and Path(config.cluster_file).resolve().parent == out.resolve():
+        raise UserError(f"cluster_file {config.cluster_file} lies in --out, which is written anew; copy it elsewhere")
     job = _checked(source, cuts, config, teacher, recipe)
     run = Run(out, job.identity, defaults_of(config))
 
@@ -101,6 +104,10 @@ def compress(
         job.stages.teacher.model.to(accelerator.device)
         if config.discriminative is not None:
             job.stages.clusters = teacher_clusters(trainer, job.stages.teacher, job.stages.cuts, job.config)
+            log.info("%g x regression + %g x clusters are learned", config.regression_weight, config.cluster_weight)
+        if config.input == "fbank":
+            before = job.stages.before
+            learn_front_end(trainer, job.stages.source, before, job.stages.cuts, job.config)
         if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
             log.info("%s", _sentence(_measured(job, accelerator.device), config))
         removed = _smaller(job.stages, trainer)
@@ -113,7 +120,7 @@ def compress(
             assert architecture is not None
             card = compression_card(result, recipe, asdict(job.config), run.log, auto_class=architecture.auto_class)
             tokens = None if job.stages.clips is None else job.stages.clips.pupil.tokens.tokenizer
-            save(removed.cpu(), source.extractor, out, card=card, tokenizer=tokens, tokenizer_of=source.name)
+            save(removed.cpu(), job.stages.source.extractor, out, card=card, tokenizer=tokens, tokenizer_of=source.name)
 
         return result, write
 
@@ -175,11 +182,17 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
         source = replace(given, model=pupil.model)
         clips = clips_to_learn(cuts, pupil, config, source, teacher)
         cuts = clips.cuts
-    elif config.method == "student" and family_of(given.model).is_recogniser(given.model):
-        raise UserError(
-            "--method student: MODEL is a recogniser, whose head would be new too; give --task own to train it"
-        )
+    elif family_of(given.model).is_recogniser(given.model):
+        for means, why in (
+            (config.method == "student", "--method student: MODEL is a recogniser, whose head would be new too"),
+            (not config.regression_weight, "regression_weight 0: MODEL's head would read states that nothing holds"),
+        ):
+            if means:
+                raise UserError(f"{why}; give --task own to train it")
     teacher = source if teacher is None else teacher
+    before = source
+    if config.input == "fbank":
+        source = hearing_filter_banks(source, config.seed)
     depth, teacher_depth = (encoder_config(one.model).num_hidden_layers for one in (source, teacher))
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")
@@ -190,7 +203,7 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
         )
     lookaheads_of(encoder_config(source.model), config.lookaheads or ())
     config = config.resolved(default_layers(depth, config.maps))
-    check_clusters(teacher, config)
+    check_clusters(teacher, cuts, config)
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):
         raise UserError(f"layers {layers}: expected numbers from 0 to {depth}, the model's depth")
@@ -205,12 +218,12 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     total = math.nan  # of latency, which is measured last
     if config.budget.kind != "latency":
         count = count_macs_per_second if config.budget.kind == "macs" else count_parameters
-        total = float(count(source.model))
+        total = float(count(before.model))
         if config.method == "student":
-            check_student(source.model, config, total)
+            check_student(before.model, source.model, config, total)
         else:
             check_budget(cost, config.budget, total, config.round_to)
-    stages = TwoStages(source, teacher, cuts, config, cost, total, clips)
+    stages = TwoStages(source, teacher, cuts, config, cost, total, clips, before)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
     return _Job(stages, cost, total, _identity(given, teacher, cuts, config, recipe), recipe)
 
@@ -240,7 +253,7 @@ def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | 
     assert table is not None
     cost, total, old = replace(job.cost, table=table), table.total_ms, job.stages
     check_budget(cost, config.budget, total, config.round_to)
-    stages = TwoStages(old.source, old.teacher, old.cuts, config, cost, total, old.clips)
+    stages = TwoStages(old.source, old.teacher, old.cuts, config, cost, total, old.clips, old.before)
     return replace(job, stages=stages, cost=cost, total=total)
 
 
@@ -320,7 +333,7 @@ def _result(job: _Job, removed: Model, facts: Mapping[str, Any], out: Path) -> d
     """Sizes before and after by counting, and what the first stage said."""
     sizes = {}
     for name, count in (("params", count_parameters), ("macs_per_second", count_macs_per_second)):
-        before, after = count(job.stages.source.model), count(removed)
+        before, after = count(job.stages.before.model), count(removed)
         sizes[name] = {"teacher": before, "student": after, "kept": after / before}
     return {
         **sizes,

@@ -14,6 +14,7 @@ from diminuendo.students.shape import parse_shape
 from diminuendo.training.recognition_config import RecognitionConfig, RecognitionTask
 
 Objective = Literal["distillation", "masked_prediction"]
+Input = Literal["own", "fbank"]
 Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop", "student"]
 LEARNED: tuple[Method, ...] = ("l0", "lowrank", "l0+lowrank")
 
@@ -28,8 +29,8 @@ class CompressConfig(RecognitionConfig):
     method: "l0" learns which members go, "lowrank" which ranks of the matrices, "l0+lowrank" both. The others remove
     without learning, by chance, by the size of weights, by how far hidden states would move, or whole layers; the steps
     of both stages then follow in one. So they do with "student": one made by hand, of a shape like "thin", "deep-thin",
-    "shallow-wide" or "layers=6,width=384" (`student`; see students/shape.py). rounds: but for it, in how many steps the
-    budget is reached; before all but the last a share of `steps` is spent on distilling.
+    "shallow-wide" or "layers=6,width=384" (`student`, None: thin; see students/shape.py). rounds: but for it, in how
+    many steps the budget is reached; before all but the last a share of `steps` is spent on distilling.
     round_to: kept widths are multiples of it, and of 32 too for channels where there are 128 or more, unless it is 1.
     crop_to_shortest: crop a batch's clips to its shortest instead of padding them.
     objective: of both stages: "distillation", or the model's own "masked_prediction" (pruning without distillation) for
@@ -51,6 +52,8 @@ class CompressConfig(RecognitionConfig):
     (cluster_weight; distillation/clusters.py): those that it was pretrained to predict, if `pretrain` made it and
     cluster_layer is None; those of a cluster_file of an earlier run; or num_clusters of the states of cluster_layer
     (None: the last) in cluster_seconds of audio, where the teacher is torn_between so many in the mean.
+    input: "fbank" for filter banks in the place of convolutions on the waveform, which they learn from first, in
+    input_steps (None: a quarter of `steps`) at input_learning_rate. A kept fraction is of MODEL as it came.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
@@ -66,7 +69,10 @@ class CompressConfig(RecognitionConfig):
     latency_device: str = "cpu"
     latency_threads: int = 0
     method: Method = "l0"
-    student: str = "thin"
+    student: str | None = None
+    input: Input = "own"
+    input_steps: int | None = None
+    input_learning_rate: float = 1e-3
     rounds: int = 1
     steps: int = 5000
     distil_steps: int | None = None
@@ -114,7 +120,12 @@ class CompressConfig(RecognitionConfig):
             raise UserError(f"latency_threads must be at least 1, or 0 for the run's, got {self.latency_threads}")
         if self.method not in get_args(Method):
             raise UserError(f"--method {self.method}: expected one of {', '.join(get_args(Method))}")
-        parse_shape(self.student)
+        if self.student is not None:
+            parse_shape(self.student)
+            if self.method != "student":
+                raise UserError(
+                    f"--student {self.student}: --method {self.method} makes none; leave one of the two out"
+                )
         if self.rounds < 1 or (self.rounds > 1 and (self.learned or self.method == "student")):
             raise UserError(f"rounds {self.rounds}: expected 1, or more with a method that removes without learning")
         if self.rounds > self.steps:
@@ -169,11 +180,23 @@ class CompressConfig(RecognitionConfig):
                 "method student has another shape" if self.maps == "shared" else f"maps {self.maps} say which layers"
             )
             raise UserError(f"matching {self.matching}: {other}; leave one of the two out")
+        if self.input not in get_args(Input):
+            raise UserError(f"--input {self.input}: expected one of {', '.join(get_args(Input))}")
+        if self.input_steps is not None and self.input_steps < 1:
+            raise UserError(f"input_steps must be at least 1, got {self.input_steps}")
+        if self.input == "fbank" and self.objective == "masked_prediction":
+            raise UserError("--input fbank: masked_prediction is of the waveform's frames; leave one of the two out")
+        if self.input == "fbank" and self.budget.kind == "latency" and not self.budget.absolute:
+            raise UserError("--input fbank: a fraction of whose latency? give it in ms, like --keep latency=40ms")
         if self.discriminative is not None and self.discriminative not in get_args(ClusterForm):
             known = ", ".join(get_args(ClusterForm))
             raise UserError(f"discriminative {self.discriminative!r}: expected one of {known}")
         if min(self.cluster_weight, self.regression_weight) < 0:
             raise UserError("cluster_weight and regression_weight must not be negative")
+        if self.discriminative is not None and self.objective == "masked_prediction":
+            raise UserError("discriminative: masked_prediction has no teacher; leave one of the two out")
+        if self.discriminative is not None and not (self.cluster_weight and self.hidden_weight):
+            raise UserError("discriminative: cluster_weight or hidden_weight is 0, so that nothing is learned of it")
         if self.discriminative is None and (self.regression_weight != 1.0 or self.cluster_file is not None):
             raise UserError(
                 "regression_weight and cluster_file go with a discriminative loss; give --set discriminative"
@@ -194,6 +217,7 @@ class CompressConfig(RecognitionConfig):
             self,
             layers=layers if self.layers is None else self.layers,
             distil_steps=self.second_stage_steps,
+            input_steps=self.front_end_steps or None,
             gate_learning_rate=self.gate_rate,
             multiplier_learning_rate=self.multiplier_rate,
         )
@@ -243,6 +267,13 @@ class CompressConfig(RecognitionConfig):
     @property
     def second_stage_steps(self) -> int:
         return self.steps // 2 if self.distil_steps is None else self.distil_steps
+
+    @property
+    def front_end_steps(self) -> int:
+        """Of the stage before all others."""
+        if self.input == "own":
+            return 0
+        return max(1, self.steps // 4) if self.input_steps is None else self.input_steps
 
     @property
     def gate_rate(self) -> float:

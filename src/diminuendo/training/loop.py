@@ -1,5 +1,6 @@
 """The training loop that every long command shares: one stage, resumable to the bit, on one process or many."""
 
+import math
 import signal
 import threading
 import time
@@ -103,7 +104,7 @@ class Loop:
         saved = load_checkpoint(run.checkpoint)
         self.saved: dict[str, Any] = saved if saved is not None else {}
         if accelerator.is_main_process:
-            run.truncate_log(self.saved.get("total_step", 0))
+            run.truncate_log(self.saved.get("total_step", -math.inf))
         self.carried: dict[str, Any] = self.saved.get("carried", {})
         self.skipped = Skipped()  # of all stages, so that a clip is named once
         self._before: dict[str, float] = self.saved.get("spent", {"seconds": 0.0, "cpu_seconds": 0.0})

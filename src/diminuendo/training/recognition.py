@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from diminuendo.distillation.clusters import SCALARS
 from diminuendo.distillation.hidden import HiddenDistillation
 from diminuendo.distillation.posteriors import (
     Posteriors,
@@ -111,7 +110,8 @@ class TaughtRecognition(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int, texts: Texts) -> Scalars:
-        """`loss`, and its parts without their weights: `task` (of a flat start its own), `hidden`, `posteriors`."""
+        """`loss`, and its parts without their weights: `task` (of a flat start its own), `hidden` and its parts,
+        `posteriors`."""
         family, weights = family_of(self.student), self.weights
         inputs = self.hearing.inputs(self.student, self.extractor, waveforms, lengths, step, draw)
         states = family.hidden_states(self.student, inputs)
@@ -128,13 +128,13 @@ class TaughtRecognition(nn.Module):
             both, kept, taught_states = cut_to_both(states, targets, counts, self.teacher.frame_lengths(lengths))
             if weights.hidden:
                 parts = self.distillation(kept, taught_states, both)
-                found |= {"hidden": parts["loss"], **{name: parts[name] for name in SCALARS if name in parts}}
+                found |= {**parts, "hidden": parts["loss"]}
                 loss = loss + weights.hidden * found["hidden"]
             if logits is not None and weights.posteriors:
                 taught = self._teacher_logits(taught_states[-1], labels)
                 found["posteriors"] = self._posteriors(logits[:, : taught.shape[1]], taught, both, labels)
                 loss = loss + weights.posteriors * found["posteriors"]
-        return {"loss": loss, **found}
+        return {**found, "loss": loss}
 
     @torch.no_grad()
     def _teacher_logits(self, states: Tensor, labels: Labels) -> Tensor:

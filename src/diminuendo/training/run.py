@@ -182,7 +182,7 @@ class Run:
                     f"this one's {here.get(key)!r}; give the same, or another --out"
                 )
 
-    def truncate_log(self, total_step: int) -> None:
+    def truncate_log(self, total_step: float) -> None:
         """Forgets what was logged after the checkpoint, which will be logged again."""
         if not self.log.is_file():
             return

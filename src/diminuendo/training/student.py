@@ -2,6 +2,7 @@
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.families.filter_bank_input import with_filter_banks
 from diminuendo.families.recogniser import head_like, with_head
 from diminuendo.profiling.count import count_parameters
 from diminuendo.students.shape import StudentShape, parse_shape
@@ -12,9 +13,12 @@ from diminuendo.training.loop import Loop
 from diminuendo.training.two_stages import TwoStages
 
 
-def check_student(model: Model, config: CompressConfig, total: float) -> None:
-    """UserError if none has the shape that is asked for, or is so small; `total` is the model's parameters."""
-    plan(model, *_asked(model, config, total))
+def check_student(model: Model, source: Model, config: CompressConfig, total: float) -> None:
+    """UserError if none has the shape that is asked for, or is so small; `total` is the model's parameters.
+
+    source: the model, or the same with filter banks.
+    """
+    plan(model, *_asked(model, source, config, total))
     if family_of(model).is_recogniser(model) and blank_of(model) != model.config.vocab_size - 1:
         raise UserError(
             f"--method student: MODEL's blank is {blank_of(model)}, a new head has it last; take another method, or "
@@ -24,11 +28,16 @@ def check_student(model: Model, config: CompressConfig, total: float) -> None:
 
 def student_of(stages: TwoStages, trainer: Loop) -> Model:
     """A student of the whole budget: of a recogniser its encoder has the shape, its head is of full width."""
-    source, config, family = stages.source.model, stages.config, stages.family
-    student = make_student(source, *_asked(source, config, stages.total), seed=config.seed)
+    source, config, family = stages.before.model, stages.config, stages.family
+    student = make_student(source, *_asked(source, stages.source.model, config, stages.total), seed=config.seed)
+    stages.norms_by_batch = not student.layers
     made, model, task = encoder_config(student.model), student.model, family.task_of(source)
     if task is not None:
         model = with_head(model, task, source.config.vocab_size - 1, **head_like(source))
+    if config.input == "fbank":
+        model = with_filter_banks(model, seed=config.seed)
+        learned = family.encoder(stages.source.model).feature_extractor
+        family.encoder(model).feature_extractor.load_state_dict(learned.state_dict())
     trainer.carried = {
         "skipped": "",
         **trainer.carried,
@@ -48,7 +57,7 @@ def student_of(stages: TwoStages, trainer: Loop) -> Model:
     return model
 
 
-def _asked(model: Model, config: CompressConfig, total: float) -> tuple[StudentShape, float]:
-    """The shape, and how many parameters the encoder may have."""
-    beside = count_parameters(model) - count_parameters(family_of(model).encoder(model))
-    return parse_shape(config.student), config.budget.amount(total) - beside
+def _asked(model: Model, source: Model, config: CompressConfig, total: float) -> tuple[StudentShape, float]:
+    """The shape, and how many parameters the encoder may have, with the front end that the model has."""
+    beside = count_parameters(source) - count_parameters(family_of(model).encoder(model))
+    return parse_shape(config.student or "thin"), config.budget.amount(total) - beside

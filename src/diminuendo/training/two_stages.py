@@ -45,7 +45,8 @@ Objective = DistillationObjective | TaughtRecognition | MaskedPrediction | BestR
 class TwoStages:
     """The two stages of one compression. `config` is a resolved one.
 
-    clips: what the audio says, where the model learns to recognise it.
+    clips: what the audio says, where the model learns to recognise it. before: the model as it came, where that is
+    another than the source, which hears filter banks in the place of the waveform.
     """
 
     def __init__(
@@ -57,12 +58,15 @@ class TwoStages:
         cost: CostModel,
         total: float,
         clips: Clips | None = None,
+        before: Source | None = None,
     ) -> None:
         self.source, self.teacher, self.cuts, self.config = source, teacher, cuts, config
+        self.before = source if before is None else before
         self.clips = clips
         self.layers, self.cost, self.total = config.layers or (), cost, total
         self.family = family_of(source.model)
         self.clusters: TeacherClusters | None = None  # of the teacher, where they are learned
+        self.norms_by_batch = False  # of a student whose layers know no statistics yet
 
     def _distillation(self, student: Model) -> HiddenDistillation:
         config = self.config
@@ -89,7 +93,7 @@ class TwoStages:
             return own_prediction(self.source.name, student, self.source.extractor, self.config.seed)
         teacher, extractor = Teacher(self.teacher.model, self.teacher.extractor), self.source.extractor
         distillation, hearing = self._distillation(student), hearing_of(self.config, student)
-        fresh = {"norms_by_batch": self.config.method == "student"}
+        fresh = {"norms_by_batch": self.norms_by_batch}
         if self.clips is None:
             return DistillationObjective(student, teacher, extractor, distillation, hearing, **fresh)
         config = self.config
@@ -292,13 +296,13 @@ class TwoStages:
         """
         if not self.family.is_recogniser(removed):
             return
-        if self.teacher.model is not self.source.model:
+        if self.teacher.model is not self.before.model:
             log.warning(
                 "MODEL's head reads states that follow another model's now: `diminuendo finetune` lets it learn them"
             )
             return
         encoder = encoder_config(removed)
-        if encoder.num_hidden_layers not in self.layers or getattr(encoder, "add_adapter", False):
+        if encoder.num_hidden_layers not in distillation.layers or getattr(encoder, "add_adapter", False):
             return
         head = self.family.head(removed)
         last = distillation.maps[distillation.map_of(encoder.num_hidden_layers)].to(head.weight.device)

@@ -1,0 +1,80 @@
+"""Input distillation, first of two stages: filter banks learn what the convolutions on the waveform gave.
+
+Wang et al., arXiv 2210.15631: by L1, the front end alone; then everything learns everything.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from lhotse import CutSet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diminuendo.distillation.hidden import valid_frames
+from diminuendo.families import family_of, model_inputs
+from diminuendo.families.filter_bank_input import with_filter_banks
+from diminuendo.families.filter_banks import filter_bank_extractor, filter_bank_frames, filter_banks
+from diminuendo.tasks.selfsupervised import fit_scale
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.heard import some_batches
+from diminuendo.training.loop import Group, Loop, Stage
+from diminuendo.training.removing import Source
+from diminuendo.training.schedules import warm_up_then_decay
+
+NAME = "front_end"
+ORDER = 1_000_003  # of its batches, apart from those of other stages
+SCALE_SECONDS = 600.0  # of audio, from which the bands' means and deviations are
+
+
+def hearing_filter_banks(source: Source, seed: int) -> Source:
+    """The model with a fresh front end, and an extractor of filter banks. UserError if it reads features already."""
+    return replace(source, model=with_filter_banks(source.model, seed=seed), extractor=filter_bank_extractor())
+
+
+class FrontEndDistillation(nn.Module):
+    """L1 between what two front ends give, over frames that are a clip's own."""
+
+    def __init__(self, student: nn.Module, teacher: Source) -> None:
+        super().__init__()
+        self.student = student
+        encoder = family_of(teacher.model).encoder(teacher.model)
+        self._teacher = (encoder.feature_extractor, teacher, encoder)  # a tuple: neither saved nor trained
+
+    def forward(self, waveforms: Tensor, lengths: Int[Tensor, " batch"], step: int, draw: int) -> dict[str, Tensor]:
+        """`loss` for clips [batch, samples]."""
+        front, teacher, encoder = self._teacher
+        inputs = model_inputs(teacher.extractor, waveforms, lengths)
+        with torch.no_grad():
+            target = front(inputs["input_values"]).transpose(1, 2)
+        own = self.student(filter_banks(waveforms)).transpose(1, 2)
+        frames = min(own.shape[1], target.shape[1])
+        valid = valid_frames(family_of(encoder).frame_lengths(encoder, lengths), frames)
+        return {"loss": F.l1_loss(own[:, :frames][valid], target[:, :frames][valid])}
+
+
+def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet, config: CompressConfig) -> str:
+    """Trains the front end of `source`'s model in place, and says which clips were skipped.
+
+    Nothing if the run is further: then a checkpoint has it.
+    """
+    if trainer.resumed_stage not in (None, NAME):
+        return ""
+    front = family_of(source.model).encoder(source.model).feature_extractor.to(trainer.accelerator.device)
+    front.mean.data, front.deviation.data = _scale(trainer, cuts, config)
+    objective = FrontEndDistillation(front.requires_grad_(True), teacher)
+    steps = config.front_end_steps
+    schedule = warm_up_then_decay(steps, config.warm_up)
+    group = Group([*front.parameters()], config.input_learning_rate, schedule, weight_decay=config.weight_decay)
+    stage = Stage(NAME, steps, objective, [group], offset=-steps)
+    return trainer.run_stage(stage, cuts, crop_to_shortest=config.crop_to_shortest, order=ORDER)
+
+
+def _scale(trainer: Loop, cuts: CutSet, config: CompressConfig) -> tuple[Tensor, Tensor]:
+    """Of every band, over all of some audio."""
+    found = []
+    for batch in some_batches(cuts, config, trainer.skipped, SCALE_SECONDS, offset=ORDER):
+        bands = filter_banks(batch.waveforms)
+        found.append(bands[valid_frames(filter_bank_frames(batch.lengths).clamp(min=0), bands.shape[1])])
+    scale, device = fit_scale(torch.cat(found)), trainer.accelerator.device
+    return scale.mean.to(device), scale.deviation.to(device)

@@ -1,0 +1,86 @@
+"""Filter banks, and models that hear them in the place of the waveform."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from conformance.test_removal import gated_and_removed
+from diminuendo.export.huggingface import save
+from diminuendo.families import family_of, load, model_inputs
+from diminuendo.families.filter_bank_input import hears_filter_banks, with_filter_banks
+from diminuendo.families.filter_banks import filter_bank_extractor, filter_bank_frames, filter_banks
+from diminuendo.profiling.count import count_macs_per_second
+from families.test_inputs import check_padding_is_not_heard
+from tiny import VARIANTS, tiny_model
+
+WAVEFORMS = [variant for variant in VARIANTS if family_of(tiny_model(*variant)).reads_waveforms]
+EXTRACTOR = filter_bank_extractor()
+
+
+def two_clips() -> tuple[torch.Tensor, torch.Tensor]:
+    waveforms, lengths = (
+        0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([8000, 5111]),
+    )
+    waveforms[1, 5111:] = 0.0
+    return waveforms, lengths
+
+
+def test_features_are_those_of_the_extractor_that_travels() -> None:
+    waveforms, lengths = two_clips()
+    found = model_inputs(EXTRACTOR, waveforms, lengths)
+    clips = [clip[:length].numpy() for clip, length in zip(waveforms, lengths.tolist(), strict=True)]
+    expected = EXTRACTOR(clips, sampling_rate=16_000, return_tensors="pt", padding=True)
+    assert torch.allclose(found["input_features"], expected["input_features"], atol=5e-4)
+    assert torch.equal(found["attention_mask"].int(), expected["attention_mask"].int())
+
+
+@pytest.mark.parametrize("chunk", [160, 400, 1000])
+def test_features_of_chunks_are_those_of_the_whole(chunk: int) -> None:
+    waveforms, _ = two_clips()
+    whole, frames, heard = filter_banks(waveforms[:1])[0], [], torch.zeros(0)
+    for start in range(0, 8000, chunk):
+        heard = torch.cat([heard, waveforms[0, start : start + chunk]])
+        ready = int(filter_bank_frames(len(heard)))
+        if ready > 0:
+            frames.append(filter_banks(heard[None, : 400 + 160 * (ready - 1)])[0])
+            heard = heard[160 * ready :]
+    assert torch.allclose(torch.cat(frames), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "style"), WAVEFORMS)
+def test_a_model_has_as_many_frames_as_before_and_is_the_same_saved_and_in_transformers(
+    family: str, style: str, tmp_path: Path
+) -> None:
+    before = tiny_model(family, style)
+    model, house = with_filter_banks(before), family_of(before)
+    assert hears_filter_banks(model)
+    assert not hears_filter_banks(before)
+    for samples in (400, 719, 720, 16_000, 20_123):
+        counts = [int(house.frame_lengths(one, torch.tensor(samples))) for one in (before, model)]
+        assert counts[0] == counts[1]
+    inputs = model_inputs(EXTRACTOR, *two_clips())
+    save(model, EXTRACTOR, tmp_path)
+    stock = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    with torch.inference_mode():
+        states = house.hidden_states(model, inputs)
+        assert torch.equal(house.hidden_states(load(tmp_path), inputs)[-1], states[-1])
+        assert torch.allclose(stock(**inputs).last_hidden_state, states[-1], atol=1e-5)
+    assert len(states) == 4
+    assert count_macs_per_second(model) < count_macs_per_second(before)
+    behind = {name: value for name, value in before.named_parameters() if "conv" not in name}
+    kept = model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in behind.items())
+
+
+@pytest.mark.parametrize(("family", "style"), WAVEFORMS)
+def test_what_lies_beside_a_clip_is_not_heard(family: str, style: str) -> None:
+    check_padding_is_not_heard(with_filter_banks(tiny_model(family, style)))
+
+
+@pytest.mark.parametrize("kind", ["channels", "heads", "width", "sublayer"])
+@pytest.mark.parametrize(("family", "style"), [("hubert", "base"), ("wavlm", "large"), ("data2vec-audio", "stacked")])
+def test_removing_equals_gating(family: str, style: str, kind: str) -> None:
+    gated_and_removed(with_filter_banks(tiny_model(family, style)), kind, "some").check()

@@ -1,0 +1,142 @@
+"""Input distillation: filter banks in the place of the waveform, with pruning, with students, and with a task."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
+
+import diminuendo
+from diminuendo import api
+from diminuendo.errors import Interrupted, UserError
+from diminuendo.families import load_feature_extractor, model_inputs
+from diminuendo.families.filter_bank_input import hears_filter_banks
+from diminuendo.training.front_end import FrontEndDistillation, hearing_filter_banks
+from diminuendo.training.removing import Source
+from spoken import spoken_corpus
+from tiny import QUIET, compress, interrupt, micro_encoder, tiny_model, weights
+
+TEXTS = ["ba", "du", "ki", "ba du", "du ki", "ki ba"]
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"student": "thin", "keep": "params=0.7"},
+        pytest.param({"method": "l0+lowrank", "round_to": 1, "keep": "params=0.4"}, marks=pytest.mark.slow),
+        pytest.param({"method": "magnitude", "width": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_run_meets_its_budget_opens_in_transformers_and_is_the_same_when_it_was_stopped(
+    settings: dict[str, Any], teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"input": "fbank", "input_steps": 4, **settings}
+    result: Any = compress(teacher_folder, audio_folder, tmp_path / "whole", **given)
+    kept = float(given.get("keep", "params=0.5").removeprefix("params="))
+    assert result["params"]["teacher"] == sum(p.numel() for p in diminuendo.load(teacher_folder).parameters())
+    assert kept - 0.02 <= result["params"]["kept"] <= kept
+    assert result["removal_error"] is None or result["removal_error"] < 1e-4
+
+    model = diminuendo.load(tmp_path / "whole")
+    assert hears_filter_banks(model)
+    audio = torch.from_numpy(soundfile.read(audio_folder / "clip0.wav", dtype="float32")[0])
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "whole")
+    plain = AutoModel.from_pretrained(tmp_path / "whole", trust_remote_code=True).eval()
+    ours = load_feature_extractor(tmp_path / "whole")
+    with torch.inference_mode():
+        theirs = plain(**extractor(audio.numpy(), sampling_rate=16_000, return_tensors="pt")).last_hidden_state
+        found = model(**model_inputs(ours, audio[None], torch.tensor([len(audio)]))).last_hidden_state
+    assert torch.allclose(theirs, found, atol=1e-4)
+
+    for at in (2, 7):
+        out = tmp_path / f"stopped-{at}"
+        with monkeypatch.context() as patch:
+            interrupt(patch, at)
+            with pytest.raises(Interrupted):
+                compress(teacher_folder, audio_folder, out, **given)
+        compress(teacher_folder, audio_folder, out, resume=True, **given)
+        assert weights(out) == weights(tmp_path / "whole")
+        steps = [line["total_step"] for line in logged(out)]
+        assert steps == sorted(set(steps))
+        assert steps[:4] == [-3, -2, -1, 0]
+
+
+def test_a_front_end_learns_what_the_convolutions_gave(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    compress(teacher_folder, audio_folder, tmp_path / "small", input="fbank", input_steps=150, input_learning_rate=1e-2)
+    losses = [line["loss"] for line in logged(tmp_path / "small") if line["stage"] == "front_end"]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_its_loss_is_the_difference_of_two_front_ends_over_the_frames_of_a_clip() -> None:
+    teacher = Source(tiny_model("hubert", "large"), Wav2Vec2FeatureExtractor(do_normalize=True))
+    student = hearing_filter_banks(teacher, 0)
+    objective = FrontEndDistillation(student.model.feature_extractor, teacher)
+    waveforms, lengths = torch.randn(2, 8000) * 0.1, torch.tensor([8000, 5000])
+    waveforms[1, 5000:] = 0.0
+    found = objective(waveforms, lengths, 0, 0)["loss"]
+    parts = []
+    for clip, length in zip(waveforms, lengths.tolist(), strict=True):
+        inputs = [
+            model_inputs(one.extractor, clip[None, :length], torch.tensor([length])) for one in (student, teacher)
+        ]
+        with torch.no_grad():
+            own = student.model.feature_extractor(inputs[0]["input_features"])
+            its = teacher.model.feature_extractor(inputs[1]["input_values"])
+        parts.append((own - its).abs().transpose(1, 2)[0])
+    assert found.item() == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
+
+
+def test_a_recogniser_learns_its_task_from_filter_banks_and_transcribes(tmp_path: Path) -> None:
+    encoder, corpus = micro_encoder("hubert", tmp_path), spoken_corpus(tmp_path / "spoken", TEXTS)
+    common = {"loop": QUIET, "steps": 4, "seconds_per_batch": 6.0}
+    api.finetune(encoder, corpus, tmp_path / "asr", task="ctc", tokens="words", **common)
+    given = {"input": "fbank", "task": "own", "round_to": 1, "keep": "params=0.6"}
+    result = api.compress_to_result(tmp_path / "asr", corpus, tmp_path / "small", **given, **common)
+    assert result["params"]["kept"] <= 0.6
+    files = [corpus.parent / f"{number}.wav" for number in range(3)]
+    alone = [api.transcribe(tmp_path / "small", [file])[0]["text"] for file in files]
+    assert [one["text"] for one in api.transcribe(tmp_path / "small", files)] == alone
+    assert api.evaluate(tmp_path / "small", corpus)["clips"] == len(TEXTS)
+    assert api.profile(tmp_path / "small", seconds=1.0, runs=1)["params"] == result["params"]["student"]
+    again = api.compress_to_result(
+        tmp_path / "small", corpus, tmp_path / "less", task="own", keep="params=0.8", **common
+    )
+    assert hears_filter_banks(diminuendo.load(tmp_path / "less"))
+    assert again["params"]["kept"] <= 0.8
+    with pytest.raises(UserError, match="reads features already; leave --input out"):
+        api.compress_to_result(tmp_path / "small", corpus, tmp_path / "no", **given, **common)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"input": "mel"}, "--input mel: expected one of own, fbank"),
+        ({"input": "fbank", "input_steps": 0}, "input_steps must be at least 1"),
+        ({"input": "fbank", "keep": "latency=0.5"}, "a fraction of whose latency"),
+        ({"input": "fbank", "objective": "masked_prediction"}, "masked_prediction is of the waveform's frames"),
+    ],
+)
+def test_what_means_nothing_is_refused(
+    settings: dict[str, Any], message: str, teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        compress(teacher_folder, audio_folder, tmp_path / "small", **settings)
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_model_that_reads_features_is_refused(audio_folder: Path, tmp_path: Path) -> None:
+    encoder = micro_encoder("parakeet", tmp_path)
+    with pytest.raises(UserError, match="reads features already; leave --input out"):
+        compress(encoder, audio_folder, tmp_path / "small", input="fbank")
+    assert not (tmp_path / "small").exists()
