@@ -118,6 +118,17 @@ def test_a_recogniser_learns_its_task_from_filter_banks_and_transcribes(tmp_path
         api.compress_to_result(tmp_path / "small", corpus, tmp_path / "no", **given, **common)
 
 
+@pytest.mark.parametrize("task", ["ctc", "rnnt"])
+def test_an_encoder_that_hears_filter_banks_becomes_a_recogniser(task: str, tmp_path: Path) -> None:
+    encoder, corpus = micro_encoder("hubert", tmp_path), spoken_corpus(tmp_path / "spoken", TEXTS)
+    common = {"loop": QUIET, "steps": 4, "seconds_per_batch": 6.0}
+    given = {"recipe": "dphubert-fbank", "round_to": 1, "keep": "params=0.6"}
+    api.compress_to_result(encoder, corpus, tmp_path / "small", **given, **common)
+    api.finetune(tmp_path / "small", corpus, tmp_path / "asr", task=task, tokens="words", predictor_width=8, **common)
+    assert hears_filter_banks(diminuendo.load(tmp_path / "asr"))
+    assert api.evaluate(tmp_path / "asr", corpus)["clips"] == len(TEXTS)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

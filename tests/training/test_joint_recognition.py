@@ -43,6 +43,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, Path]:
     """Encoders, and recognisers on them."""
     folder = tmp_path_factory.mktemp("models")
+    micro_encoder("hubert", folder)
     for name in ("parakeet", "nemotron"):
         micro_encoder(name, folder)
         for task in ("ctc", "rnnt"):
@@ -344,7 +345,7 @@ def test_every_recipe_runs_end_to_end(
     config = RECIPES[recipe]()
     own = {name: None if config.task is None else value for name, value in SETTINGS.items() if name != "loop"}
     own |= {"steps": 4, "seconds_per_batch": 6.0, "round_to": 1}
-    model = models["parakeet-rnnt" if recipe == "conformer-l0" else "parakeet"]
+    model = models[{"conformer-l0": "parakeet-rnnt", "dphubert-fbank": "hubert"}.get(recipe, "parakeet")]
     keep = "params=0.6" if replace(config).budget.amount(1.0) == 0.25 else None
     if recipe == "conformer-l0":
         own["tokens"] = None

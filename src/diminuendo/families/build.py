@@ -19,8 +19,13 @@ OF_ONE_CLASS = ("model_type", "architectures", "auto_map", "transformers_version
 def ragged_config(config_class: Any, config: Any, shape: Shape) -> Any:
     """The original configuration under a model type of its own, with the shape."""
     values = {key: value for key, value in config.to_dict().items() if key not in OF_ONE_CLASS}
+    return config_class(**values, diminuendo=described(shape, config))
+
+
+def described(shape: Shape, config: Any) -> dict[str, Any]:
+    """What a configuration says of a model of some shape, made of one with the configuration `config`."""
     heard = {key: value for key, value in getattr(config, "diminuendo", {}).items() if key == "input"}
-    return config_class(**values, diminuendo={"format": FORMAT, "shape": shape, **heard})
+    return {"format": FORMAT, "shape": shape, **heard}
 
 
 def build(like: Model, shape: Shape, state: Mapping[str, Tensor], config: Any = None) -> Model:

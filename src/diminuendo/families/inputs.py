@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Speech2TextFeatureExtractor
 
 from diminuendo.families.filter_banks import filter_bank_frames, filter_bank_inputs
-from diminuendo.modules.filter_bank import BANDS
+from diminuendo.modules.filter_bank import BANDS, FilterBankFrontEnd
 
 SAMPLING_RATE = 16_000
 
@@ -62,6 +62,7 @@ def noise(model: Any, *shape: int) -> Tensor:
 
 def waveform_example(model: Any, samples: int) -> dict[str, Tensor]:
     """One clip for a model that reads waveforms, or filter banks in their place."""
-    if model.main_input_name == "input_features":
+    encoder = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    if isinstance(getattr(encoder, "feature_extractor", None), FilterBankFrontEnd):
         return {"input_features": noise(model, 1, filter_bank_frames(samples), BANDS)}
     return {"input_values": noise(model, 1, samples)}

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from diminuendo.errors import UserError
-from diminuendo.families.build import FORMAT, OF_ONE_CLASS
+from diminuendo.families.build import OF_ONE_CLASS, described
 from diminuendo.families.family import Architecture, Model, Task, is_ragged, shape_before
 from diminuendo.families.registry import encoder_config, family_of
 from diminuendo.families.transducer import is_transducer
@@ -83,4 +83,4 @@ def _config(
         values = {**plain, **values}
     if shape is None:
         return config_class(**values)
-    return architecture.ragged.config_class(**values, diminuendo={"format": FORMAT, "shape": shape})
+    return architecture.ragged.config_class(**values, diminuendo=described(shape, encoder))

@@ -6,7 +6,7 @@ from functools import partial
 from diminuendo.recipes.conformer import conformer_l0
 from diminuendo.recipes.dphubert import dphubert
 from diminuendo.recipes.joint import agnostic, distil_only, joint, prune_only
-from diminuendo.recipes.students import deep_thin, shallow_wide
+from diminuendo.recipes.students import deep_thin, dphubert_fbank, shallow_wide
 from diminuendo.training.compress_config import CompressConfig
 
 RECIPES: dict[str, Callable[[], CompressConfig]] = {
@@ -22,6 +22,7 @@ RECIPES: dict[str, Callable[[], CompressConfig]] = {
     "prune-only-l0-lowrank": partial(prune_only, "l0+lowrank"),
     "distil-only": distil_only,
     "conformer-l0": conformer_l0,
+    "dphubert-fbank": dphubert_fbank,
     "deep-thin": deep_thin,
     "shallow-wide": shallow_wide,
 }
@@ -33,6 +34,7 @@ __all__ = [
     "deep_thin",
     "distil_only",
     "dphubert",
+    "dphubert_fbank",
     "joint",
     "prune_only",
     "shallow_wide",
