@@ -98,6 +98,14 @@ def test_a_narrower_one_has_the_heads_the_neurons_and_the_width_with_the_largest
     assert len(states(made.model, teacher)) == 3
 
 
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2", "unispeech-sat", "wavlm"])
+def test_of_a_narrower_one_positions_are_drawn_whole(family: str) -> None:
+    """Weight norm has a gain for every tap, which fits any width, and directions, which do not."""
+    teacher, shape = tiny_model(family), "layers=2,width=16,heads=2,ffn=20"
+    copied, drawn = (student(teacher, text).model for text in (shape, f"{shape},copy=none"))
+    assert torch.equal(*(one.encoder.pos_conv_embed.conv.weight for one in (copied, drawn)))
+
+
 def test_shapes_are_read() -> None:
     assert parse_shape("layers=6, width=384,heads=6,ffn=1536,copy=first") == StudentShape(
         layers=6, width=384, heads=6, ffn=1536, copy="first"

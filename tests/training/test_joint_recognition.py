@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Wav2Vec2CTCTokenizer
 
 import diminuendo
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
-from diminuendo.export.huggingface import save
 from diminuendo.families import family_of
 from diminuendo.importance import taylor
 from diminuendo.recipes import RECIPES
@@ -21,7 +19,7 @@ from diminuendo.training import hearing, recognition, unlearned
 from diminuendo.training.hearing import Hearing
 from diminuendo.training.recognition import TaughtRecognition
 from spoken import spoken_corpus
-from tiny import QUIET, extractor_of, interrupt, micro_encoder, tiny_model, weights
+from tiny import QUIET, interrupt, micro_encoder, weights
 
 TEXTS = ["ba", "du", "ki", "ba du", "du ki", "ki ba", "ba ki du", "ki du ba"]
 SETTINGS: dict[str, Any] = {
@@ -278,58 +276,6 @@ def test_settings_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         compress(models["parakeet-ctc"], corpus, tmp_path / "small", **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"student": "wide"}, "'wide' is none of a shape's"),
-        ({"student": "layers=1,width=15"}, "take a multiple of"),
-        ({"student": "layers=2,width=16,ffn=9999"}, "width 16 has more than .* allow more parameters"),
-        ({"student": "thin", "method": "l0"}, "--method l0 makes none"),
-        ({"student": "thin", "method": "student", "matching": "free"}, "matching free: .* leave one of the two out"),
-        ({"method": "l0", "maps": "last", "matching": "free"}, "matching free: maps last"),
-        ({"maps": "each"}, "maps 'each': expected one of shared, layer, last"),
-    ],
-)
-def test_students_that_cannot_be_are_refused(
-    settings: dict[str, Any], message: str, models: dict[str, Path], corpus: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        compress(models["parakeet"], corpus, tmp_path / "small", task="ctc", **settings)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "small").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "maps"), [("layers=1,copy=first", "last"), pytest.param("deep-thin", "layer", marks=pytest.mark.slow)]
-)
-def test_a_student_made_by_hand_is_trained_saved_and_the_same_when_resumed(
-    text: str, maps: str, models: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = {"student": text, "maps": maps, "keep": "params=0.7", "task": "ctc"}
-    result = compress(models["parakeet"], corpus, tmp_path / "whole", **settings)
-    model = diminuendo.load(tmp_path / "whole")
-    assert type(model).__name__ == "ParakeetForCTC"
-    shape, config = result["student"], model.config.encoder_config
-    assert (shape["layers"], shape["width"]) == (config.num_hidden_layers, config.hidden_size)
-    assert (shape["begun_as_layers"], shape["copied"] == 1.0) == (([0], True) if maps == "last" else ([], False))
-    with monkeypatch.context() as patch:
-        interrupt(patch, 5)
-        with pytest.raises(Interrupted):
-            compress(models["parakeet"], corpus, tmp_path / "parts", **settings)
-    compress(models["parakeet"], corpus, tmp_path / "parts", resume=True, **settings)
-    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-
-
-def test_a_thin_student_of_a_model_whose_blank_is_not_last_is_refused(corpus: Path, tmp_path: Path) -> None:
-    model = tiny_model("hubert", "base", ctc=True)  # whose blank is 0
-    save(model, extractor_of(model), tmp_path / "asr")
-    labels = {"<pad>": 0, "|": 1, **{letter: i for i, letter in enumerate("badukizos"[:9], start=2)}}
-    (tmp_path / "vocab.json").write_text(json.dumps(labels))
-    Wav2Vec2CTCTokenizer(tmp_path / "vocab.json", pad_token="<pad>", unk_token=None).save_pretrained(tmp_path / "asr")
-    with pytest.raises(UserError, match="MODEL's blank is 0, a new head has it last"):
-        compress(tmp_path / "asr", corpus, tmp_path / "small", method="student", tokens=None, keep="params=0.9")
 
 
 # Of recipes that differ by their method alone one of each method is quick.

@@ -33,7 +33,7 @@ def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: Latency(one, one, one, seconds, threads, 20, 0.0) for name, one in ms.items()}
 
     monkeypatch.setattr(compression, "measure_table", lambda model, cost, **options: made_up(cost))
-    monkeypatch.setattr(compression, "measure_interleaved", timed)
+    monkeypatch.setattr(latency, "measure_interleaved", timed)
 
 
 @pytest.mark.usefixtures("_made_up")

@@ -47,6 +47,8 @@ def filter_bank_inputs(
 
 def filter_banks(waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames bands"]:
     """Of samples in [-1, 1] at 16 kHz; in fp32."""
+    if waveforms.shape[-1] < WINDOW:
+        return waveforms.new_zeros(len(waveforms), 0, BANDS, dtype=torch.float32)
     frames = waveforms.float().unfold(-1, WINDOW, HOP) * FULL_SCALE
     frames = frames - frames.mean(-1, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)

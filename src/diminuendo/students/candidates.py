@@ -1,5 +1,6 @@
 """The students that a budget allows, and what they cost, before anyone trains one."""
 
+import logging
 from typing import Any
 
 from diminuendo.errors import UserError
@@ -8,6 +9,8 @@ from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from diminuendo.profiling.latency import measure_interleaved
 from diminuendo.students.shape import NAMED, StudentShape
 from diminuendo.students.student import Student, make_student
+
+log = logging.getLogger(__name__)
 
 
 def shapes_for(layers: int) -> dict[str, StudentShape]:
@@ -34,6 +37,7 @@ def candidates(model: Model, params: float, *, seconds: float, threads: int, run
     if not made:
         raise UserError(errors[0]["error"])
     models: dict[str, Model] = {"": encoder} | {name: student.model for name, student in made.items()}
+    log.info("timing %d models in turn, %d passes over %g s each", len(models), runs, seconds)
     times = measure_interleaved(models, seconds, threads, runs)
     rows = []
     for name, one in models.items():

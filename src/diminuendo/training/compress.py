@@ -14,14 +14,14 @@ from lhotse import CutSet
 from diminuendo.distillation.hidden import default_layers
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import Model, build, build_cost_model, encoder_config, family_of
+from diminuendo.families import Model, build_cost_model, encoder_config, family_of
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.profiling.count import count_macs_per_second, count_parameters
-from diminuendo.profiling.latency import measure_interleaved, peak_memory_mb
+from diminuendo.profiling.latency import peak_memory_mb
 from diminuendo.pruning.budget import check_budget, smallest_cost
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.latency import LatencyTable
-from diminuendo.structure.shape import Shape, shape_of, sizes_of
+from diminuendo.structure.shape import shape_of
 from diminuendo.training.card import compression_card
 from diminuendo.training.clusters import check_clusters, stand_in, teacher_clusters
 from diminuendo.training.compress_config import CompressConfig
@@ -30,7 +30,7 @@ from diminuendo.training.device import make_accelerator
 from diminuendo.training.front_end import hearing_filter_banks, learn_front_end
 from diminuendo.training.hearing import lookaheads_of
 from diminuendo.training.labelled import clips_to_learn
-from diminuendo.training.latency import measure_table
+from diminuendo.training.latency import kept_promise, measure_table
 from diminuendo.training.loop import Loop, carry_out
 from diminuendo.training.own_prediction import labels_of
 from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
@@ -42,8 +42,6 @@ from diminuendo.training.two_stages import TwoStages
 from diminuendo.training.unlearned import remove_in_rounds
 
 log = logging.getLogger(__name__)
-
-OFF_PROMISE = 0.15
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,10 @@ def compress(
             log.info("%s", _sentence(_measured(job, accelerator.device), config))
         removed = _smaller(job.stages, trainer)
         job.stages.second(trainer, removed)
-        latency = _latency(job, removed, trainer.carried["shape"]) if accelerator.is_main_process else {}
+        latency = {}
+        if job.cost.table is not None and accelerator.is_main_process:
+            source_model, shape = job.stages.source.model, trainer.carried["shape"]
+            latency = {"latency_ms": kept_promise(source_model, removed, shape, job.cost, config.budget)}
         result = _result(job, removed, trainer.carried, out) | latency
 
         def write() -> None:
@@ -255,38 +256,6 @@ def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | 
     check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(old.source, old.teacher, old.cuts, config, cost, total, old.clips, old.before)
     return replace(job, stages=stages, cost=cost, total=total)
-
-
-def _latency(job: _Job, removed: Model, shape: Shape) -> dict[str, Any]:
-    """Promised and measured latency, where the budget is in it."""
-    source, table = job.stages.source.model, job.cost.table
-    if table is None:
-        return {}
-    here = source.device
-    state = {name: value.to(table.device) for name, value in removed.state_dict().items()}
-    smaller = build(source, shape, state)  # `removed` has the attention that is the fastest to train
-    try:
-        models = {"teacher": source.to(table.device), "student": smaller}
-        found = measure_interleaved(models, table.seconds, table.threads)
-    finally:
-        source.to(here)
-    teacher, student = found["teacher"].p50_ms, found["student"].p50_ms
-    promised = float(job.cost.at_sizes("latency", sizes_of(job.cost.axes, shape)))
-    kept, promised_kept = student / teacher, promised / table.total_ms
-    off = student / promised if job.config.budget.absolute else kept / promised_kept
-    if abs(off - 1) > OFF_PROMISE:
-        log.warning(
-            "latency: promised %.4g ms (%.3f kept), measured %.4g ms (%.3f kept): was the machine busy? the table had "
-            "%.4g ms for the model as it came, now it takes %.4g ms",
-            promised,
-            promised_kept,
-            student,
-            kept,
-            table.total_ms,
-            teacher,
-        )
-    figures = {"teacher": teacher, "student": student, "kept": kept, "promised": promised}
-    return {"latency_ms": {**figures, "promised_kept": promised_kept, "threads": table.threads, "device": table.device}}
 
 
 def _identity(source: Source, teacher: Source, cuts: CutSet, config: CompressConfig, recipe: str) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet
     """
     if trainer.resumed_stage not in (None, NAME):
         return ""
+    teacher.model.to(trainer.accelerator.device)
     front = family_of(source.model).encoder(source.model).feature_extractor.to(trainer.accelerator.device)
     front.mean.data, front.deviation.data = _scale(trainer, cuts, config)
     objective = FrontEndDistillation(front.requires_grad_(True), teacher)

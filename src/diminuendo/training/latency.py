@@ -1,4 +1,4 @@
-"""The latency table of a model, measured on models that removal makes of it."""
+"""The latency table of a model, measured on models that removal makes of it, and whether its promise was kept."""
 
 import logging
 import re
@@ -12,14 +12,14 @@ from torch import Tensor
 from diminuendo.families import Model, build, family_of
 from diminuendo.families.family import shape_before
 from diminuendo.families.measure import SECONDS
-from diminuendo.profiling.latency import REST, WHOLE, time_modules
-from diminuendo.pruning.budget import allowed_sizes
+from diminuendo.profiling.latency import REST, WHOLE, measure_interleaved, time_modules
+from diminuendo.pruning.budget import Budget, allowed_sizes
 from diminuendo.pruning.factorize import multiply_back
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.cost import CostModel
 from diminuendo.structure.latency import LatencyTable, curve_through
-from diminuendo.structure.shape import Shape, shape_of
+from diminuendo.structure.shape import Shape, shape_of, sizes_of
 from diminuendo.training.progress import tracked
 from diminuendo.training.removing import gateable
 
@@ -30,6 +30,7 @@ FRACTIONS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0)
 ROUNDS = (5, 30)
 """Least and most; between, as many as MEASURING_SECONDS have room for."""
 MEASURING_SECONDS = 20.0
+OFF_PROMISE = 0.15
 
 
 def measure_table(
@@ -121,3 +122,37 @@ def cut(
     """What is left of a model, and its shape, without the equality that training asks for. whole: the shape before."""
     state, shape = multiply_back(axes, remove(axes, values, selection), {**whole, **shape_of(axes, selection)})
     return build(model, shape, state), shape
+
+
+def kept_promise(model: Model, removed: Model, shape: Shape, cost: CostModel, budget: Budget) -> dict[str, Any]:
+    """Latency of a model and of what is left of it, measured in turn, and what the table of `cost` had promised.
+
+    In ms, where the table is of; a warning if they are far from each other.
+    """
+    table, here = cost.table, model.device
+    assert table is not None
+    state = {name: value.to(table.device) for name, value in removed.state_dict().items()}
+    smaller = build(model, shape, state)  # `removed` has the attention that is the fastest to train
+    try:
+        found = measure_interleaved(
+            {"teacher": model.to(table.device), "student": smaller}, table.seconds, table.threads
+        )
+    finally:
+        model.to(here)
+    teacher, student = found["teacher"].p50_ms, found["student"].p50_ms
+    promised = float(cost.at_sizes("latency", sizes_of(cost.axes, shape)))
+    kept, promised_kept = student / teacher, promised / table.total_ms
+    off = student / promised if budget.absolute else kept / promised_kept
+    if abs(off - 1) > OFF_PROMISE:
+        log.warning(
+            "latency: promised %.4g ms (%.3f kept), measured %.4g ms (%.3f kept): was the machine busy? the table had "
+            "%.4g ms for the model as it came, now it takes %.4g ms",
+            promised,
+            promised_kept,
+            student,
+            kept,
+            table.total_ms,
+            teacher,
+        )
+    figures = {"teacher": teacher, "student": student, "kept": kept, "promised": promised}
+    return {**figures, "promised_kept": promised_kept, "threads": table.threads, "device": table.device}
