@@ -183,9 +183,12 @@ def test_the_seed_decides_its_weights() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_a_teacher_that_was_compressed_is_refused() -> None:
-    with pytest.raises(UserError, match="give the original"):
-        student(gated_and_removed(tiny_model(), "heads", "some").removed, "thin")
+@pytest.mark.parametrize("ctc", [False, True])
+def test_a_teacher_that_was_compressed_is_refused(ctc: bool) -> None:
+    small = gated_and_removed(tiny_model(ctc=ctc), "heads", "some").removed
+    for make in (lambda: student(small, "thin"), lambda: candidates(small, REST, seconds=1.0, threads=1, runs=1)):
+        with pytest.raises(UserError, match="give the original"):
+            make()
 
 
 @pytest.mark.parametrize("text", ["thin", "layers=2,width=16,heads=2,ffn=20"])

@@ -31,7 +31,7 @@ def candidates(model: Model, params: float, *, seconds: float, threads: int, run
     errors: list[dict[str, Any]] = []
     for name, shape in shapes_for(encoder_config(encoder).num_hidden_layers).items():
         try:
-            made[name] = make_student(encoder, shape, params)
+            made[name] = make_student(model, shape, params)
         except UserError as error:
             errors.append({"student": name, "error": str(error)})
     if not made:

@@ -14,7 +14,6 @@ import torch
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
-from diminuendo.families.family import is_ragged
 
 Copied = Literal["first", "spread", "none"]
 
@@ -88,8 +87,6 @@ def solved(teacher: Model, shape: StudentShape, params: float) -> Any:
     teacher: an encoder. Raises UserError where there is none: heads do not divide the width, a copy was asked for of
     what the teacher does not have, or even the narrowest, or the one that was asked for, has more parameters.
     """
-    if is_ragged(teacher):
-        raise UserError("this teacher was compressed, and a student has the original's layers: give the original")
     config = encoder_config(teacher)
     if shape.copy in ("first", "spread"):
         if shape.heads is not None and shape.width is None:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.families.family import is_ragged
 from diminuendo.importance import magnitude
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
@@ -30,6 +32,8 @@ class Student:
 
 def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple[int, ...]]:
     """The configuration of `make_student`'s, and the layers that it begins as; raises what that does."""
+    if is_ragged(teacher):  # of a recogniser that was, the encoder alone does not show it
+        raise UserError("this teacher was compressed, and a student has the original's layers: give the original")
     encoder = family_of(teacher).encoder(teacher)
     config = solved(encoder, shape, params)
     return config, _begun_as(encoder_config(encoder), config, shape)
