@@ -17,13 +17,13 @@ def run_grid(
     description: str,
     check: Callable[[Places], None],
     worker: Callable[[Places, int], None],
-    references: Sequence[str],
+    references: Sequence[str] = (),
     results: str = "results",
 ) -> None:
     """Reads the command line of `python -m module`, makes the audio, and has workers do the rest.
 
     check: raises UserError for results that cannot be gone on from. references: the names of the models that
-    --references has. results: the folder of them in --work, if no other is given.
+    --references has, if there is anything to go on from. results: the folder of them in --work, if no other is given.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("speech", type=Path, help="folders with a manifest.jsonl each; see benchmarks/words/corpus.py")
@@ -31,7 +31,8 @@ def run_grid(
     parser.add_argument(
         "--results", type=Path, help=f"where results go, and those to go on from; default: WORK/{results}"
     )
-    parser.add_argument("--references", type=Path, help="where encoders and teachers are that are not made again")
+    if references:
+        parser.add_argument("--references", type=Path, help="where encoders and teachers are that are not made again")
     parser.add_argument(
         "--workers", type=number_of_workers, default=os.cpu_count() or 1, help="processes of one thread each"
     )
@@ -40,7 +41,7 @@ def run_grid(
     places = Places(given.speech, given.work, given.results or given.work / results)
     try:
         lay_out(places)
-        if given.references:
+        if references and given.references:
             take(given.references, references, places)
         check(places)
     except UserError as error:

@@ -1,0 +1,102 @@
+"""The grid: every cell is a recogniser on a small encoder, all of one size for one input, after as many steps."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+Student = Literal["deep-thin", "shallow-wide", "pruned", "whole"]
+Loss = Literal["regression", "discriminative", "both", "none"]
+Input = Literal["waveform", "fbank"]
+Text = Literal["words", "tenth", "sentences"]
+
+STUDENTS: tuple[Student, ...] = ("deep-thin", "shallow-wide", "pruned")
+LOSSES: tuple[Loss, ...] = ("regression", "discriminative", "both")
+INPUTS: tuple[Input, ...] = ("waveform", "fbank")
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a recogniser begins with.
+
+    student: its shape, found by joint pruning or made by hand; "whole" for the teacher as it is. loss: what it learned
+    from the teacher by; "none" for what the teacher's weights alone give. input: what it hears.
+    """
+
+    student: Student
+    loss: Loss
+    input: Input = "waveform"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"encoder_{self.student}_{self.loss}_{self.input}_seed-{self.seed}"
+
+    @property
+    def run_seed(self) -> int:
+        """Of the run. A stage draws from its run's seed plus its number, so neighbours would share theirs."""
+        return 10 * (self.seed + 1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recogniser: an encoder, and the texts that it learned from: connected words, a tenth of them, sentences."""
+
+    encoder: Encoder
+    text: Text = "words"
+
+    @property
+    def name(self) -> str:
+        return f"{self.encoder.name.removeprefix('encoder_')}_{self.text}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+WHOLE = Encoder("whole", "none")
+
+
+def first() -> list[Cell]:
+    """Of one seed: every student by every loss with either input, and what they are compared with."""
+    grid = [
+        Cell(Encoder(student, loss, heard))
+        for heard in INPUTS
+        for loss in ("regression", "both", "discriminative")
+        for student in STUDENTS
+    ]
+    return [*grid, Cell(WHOLE)]
+
+
+def best_loss(student: Student, dev: Mapping[str, float]) -> Loss:
+    """The one with the fewest word errors on dev, in the mean of both inputs."""
+    return min(LOSSES, key=lambda loss: sum(dev[Cell(Encoder(student, loss, heard)).name] for heard in INPUTS))
+
+
+def best(dev: Mapping[str, float]) -> list[Encoder]:
+    """Of every student that of its best loss, on the input where it is better; the best of all first."""
+    found = [
+        min(
+            (Encoder(student, best_loss(student, dev), heard) for heard in INPUTS),
+            key=lambda encoder: dev[Cell(encoder).name],
+        )
+        for student in STUDENTS
+    ]
+    return sorted(found, key=lambda encoder: dev[Cell(encoder).name])
+
+
+def then(dev: Mapping[str, float]) -> list[Cell]:
+    """What follows from the word errors on dev of all of `first`, the most telling first.
+
+    More seeds of every student by its best loss, of either input; the best student by every loss with a tenth of the
+    texts; sentences; students that were only made, not taught; and more seeds of plain regression.
+    """
+    ranked, more = best(dev), range(1, SEEDS)
+    either = [replace(encoder, input=heard) for encoder in ranked for heard in INPUTS]
+    tenth = [
+        Cell(replace(ranked[0], loss=loss, seed=seed), "tenth") for seed in range(SEEDS) for loss in ("both", *LOSSES)
+    ]
+    seeds = [Cell(replace(encoder, seed=seed)) for encoder in either for seed in more]
+    sentences = [Cell(encoder, "sentences") for encoder in (*either, WHOLE)]
+    untaught = [Cell(Encoder(student, "none")) for student in STUDENTS if student != "pruned"]
+    regression = [Cell(Encoder(student, "regression", seed=seed)) for student in STUDENTS for seed in more]
+    return list(dict.fromkeys([*seeds[:4], *tenth, *seeds[4:], *sentences, *untaught, *regression]))
