@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.record import record
 from diminuendo.api import source_of
-from diminuendo.evaluation.bootstrap import FEWEST, interval, resampled
+from diminuendo.evaluation.bootstrap import FEWEST, interval, resampled, summed
 from diminuendo.profiling.latency import measure_interleaved
 
 LATENCY = "latency.json"
@@ -57,6 +57,21 @@ def mean_interval(rows: Sequence[Row], unit: str) -> str:
         return "no interval"
     low, high = (100 * sum(row[f"{unit}_{end}"] for row in rows) / len(rows) for end in ("low", "high"))
     return f"{low:.1f} to {high:.1f}"
+
+
+def more_errors(found: Results, names: Sequence[str], than: Sequence[str], key: str = "wer") -> tuple[str, str, str]:
+    """How many more errors there are: in points with an interval over clips, that over speakers, and relative.
+
+    Of several seeds, of each clip the mean. Nothing where there is nothing to compare with.
+    """
+    if not than:
+        return "", "", ""
+    errors, others = (torch.stack([found.errors(name, key) for name in some]).mean(0) for some in (names, than))
+    more = errors - others
+    sums, ratio = torch.stack([more, found.words], dim=1), torch.stack([more, others], dim=1)
+    points = f"{100 * float(more.sum() / found.words.sum()):+.1f} ({ratio_interval(sums)})"
+    relative = f"{100 * float(more.sum() / others.sum()):+.1f} ({ratio_interval(ratio)})"
+    return points, ratio_interval(summed(sums, found.speakers)), relative
 
 
 def time_models(found: Results, places: Mapping[str, Path], folder: Path) -> None:

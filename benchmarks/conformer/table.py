@@ -16,15 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from benchmarks.conformer.bench import TEACHERS, model_of
 from benchmarks.conformer.cells import KINDS, SEEDS, SIZE, Cell, Kind, Method, grid
-from benchmarks.recogniser_tables import Results, Row, mean_interval, ratio_interval, read, time_models
+from benchmarks.recogniser_tables import Results, Row, mean_interval, more_errors, read, time_models
 from benchmarks.record import RESULTS
-from diminuendo.evaluation.bootstrap import summed
 
 TITLES: dict[Kind, str] = {"parakeet": "Parakeet, RNN-T", "wav2vec2-conformer": "Wav2Vec2-Conformer, CTC"}
 NAMES: dict[Method, str] = {
@@ -96,8 +91,8 @@ def _line(
     cells = [
         title,
         f"{sum(values) / len(values):.1f} ({mean_interval([row['wer'] for row in rows], 'wer')}{spread})",
-        *(_more(found, names, teacher)[:1]),
-        *_more(found, names, whole),
+        *(more_errors(found, names, teacher)[:1]),
+        *more_errors(found, names, whole),
         f"{mean(lambda row: row['params']):,.0f}",
         kept("params") if full else "",
         f"{mean(lambda row: row['macs_per_second']) / 1e6:.1f}",
@@ -112,23 +107,6 @@ def _line(
 def _latency(found: Results, names: Sequence[str]) -> float | None:
     times = [found.latency[name] for name in names if name in found.latency]
     return sum(times) / len(times) if times else None
-
-
-def _errors(found: Results, names: Sequence[str]) -> Float[Tensor, " clips"]:
-    """Of every clip, the mean over several seeds."""
-    return torch.stack([found.errors(name, "wer") for name in names]).mean(0)
-
-
-def _more(found: Results, names: Sequence[str], than: Sequence[str]) -> tuple[str, str, str]:
-    """How many more errors there are: in points with an interval over clips, that over speakers, and relative."""
-    if not than:
-        return "", "", ""
-    errors, others = _errors(found, names), _errors(found, than)
-    more = errors - others
-    sums, ratio = torch.stack([more, found.words], dim=1), torch.stack([more, others], dim=1)
-    points = f"{100 * float(more.sum() / found.words.sum()):+.1f} ({ratio_interval(sums)})"
-    relative = f"{100 * float(more.sum() / others.sum()):+.1f} ({ratio_interval(ratio)})"
-    return points, ratio_interval(summed(sums, found.speakers)), relative
 
 
 def missing(found: Results) -> list[str]:

@@ -2,21 +2,23 @@
 
 from pathlib import Path
 
+import kaldi_native_fbank
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Speech2TextFeatureExtractor
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of, load, model_inputs
 from diminuendo.families.filter_bank_input import hears_filter_banks, with_filter_banks
-from diminuendo.families.filter_banks import filter_bank_extractor, filter_bank_frames, filter_banks
+from diminuendo.families.filter_banks import FULL_SCALE, filter_bank_extractor, filter_bank_frames, filter_banks
 from diminuendo.profiling.count import count_macs_per_second
 from families.test_inputs import check_padding_is_not_heard
+from spoken import say
 from tiny import VARIANTS, tiny_model
 
 WAVEFORMS = [variant for variant in VARIANTS if family_of(tiny_model(*variant)).reads_waveforms]
-EXTRACTOR = filter_bank_extractor()
+EXTRACTOR, NORMALISING = filter_bank_extractor(), filter_bank_extractor(normalise=True)
 
 
 def two_clips() -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,6 +37,36 @@ def test_features_are_those_of_the_extractor_that_travels() -> None:
     expected = EXTRACTOR(clips, sampling_rate=16_000, return_tensors="pt", padding=True)
     assert torch.allclose(found["input_features"], expected["input_features"], atol=5e-4)
     assert torch.equal(found["attention_mask"].int(), expected["attention_mask"].int())
+
+
+def test_an_extractor_that_normalises_gives_the_same_in_batches() -> None:
+    waveforms, lengths = two_clips()
+    for scale in (1.0, 0.1):  # which is not heard, nor is any other filter
+        found = model_inputs(NORMALISING, scale * waveforms, lengths)["input_features"]
+        clips = [clip[:length].numpy() for clip, length in zip(waveforms, lengths.tolist(), strict=True)]
+        expected = NORMALISING(clips, sampling_rate=16_000, return_tensors="pt", padding=True)["input_features"]
+        assert torch.allclose(found, expected, atol=1e-3)
+    with_deviation = Speech2TextFeatureExtractor()
+    expected = with_deviation(clips, sampling_rate=16_000, return_tensors="pt", padding=True)["input_features"]
+    assert torch.allclose(model_inputs(with_deviation, waveforms, lengths)["input_features"], expected, atol=1e-3)
+
+
+def test_features_are_those_that_kaldi_streams() -> None:
+    """Both are rounded, and a logarithm shows it where next to nothing is left: there energies are compared."""
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.dither, options.mel_opts.num_bins = 0.0, 80
+    waveform = torch.from_numpy(say("a clip to be heard")).float() + 0.003 * torch.randn(1)  # an offset, too
+    stream = kaldi_native_fbank.OnlineFbank(options)
+    for start in range(0, len(waveform), 1000):
+        stream.accept_waveform(16_000, (FULL_SCALE * waveform[start : start + 1000]).tolist())
+    expected = torch.stack([torch.from_numpy(stream.get_frame(i)) for i in range(stream.num_frames_ready)])
+    found = filter_banks(waveform[None])[0]
+    assert found.shape == expected.shape
+    energy = expected.exp().sum(1, keepdim=True)
+    assert ((found.exp() - expected.exp()).abs() / energy).max() < 1e-5
+    heard = expected.exp() > 1e-4 * energy
+    assert heard.float().mean() > 0.3
+    assert (found - expected)[heard].abs().max() < 1e-4
 
 
 def test_of_a_clip_shorter_than_a_frame_there_is_none() -> None:

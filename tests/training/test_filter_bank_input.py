@@ -81,7 +81,7 @@ def test_a_front_end_learns_what_the_convolutions_gave(
 def test_its_loss_is_the_difference_of_two_front_ends_over_the_frames_of_a_clip() -> None:
     teacher = Source(tiny_model("hubert", "large"), Wav2Vec2FeatureExtractor(do_normalize=True))
     student = hearing_filter_banks(teacher, 0)
-    objective = FrontEndDistillation(student.model.feature_extractor, teacher)
+    objective = FrontEndDistillation(student, teacher)
     waveforms, lengths = torch.randn(2, 8000) * 0.1, torch.tensor([8000, 5000])
     waveforms[1, 5000:] = 0.0
     found = objective(waveforms, lengths, 0, 0)["loss"]

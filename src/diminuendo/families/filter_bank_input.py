@@ -9,7 +9,7 @@ from diminuendo.families.build import build
 from diminuendo.families.family import Model
 from diminuendo.families.parts import encoder_in
 from diminuendo.families.registry import family_of
-from diminuendo.modules.filter_bank import FilterBankFrontEnd, stands_for
+from diminuendo.modules.filter_bank import BANDS, STRIDES, FilterBankFrontEnd, stands_for
 from diminuendo.structure.shape import Shape, shape_of
 
 FRONT_END = "feature_extractor."
@@ -23,7 +23,8 @@ def hears_filter_banks(model: Model) -> bool:
 def with_filter_banks(model: Model, *, channels: int | None = None, seed: int = 0) -> Model:
     """The model with a fresh front end that reads filter banks; all behind it holds the very tensors of the model.
 
-    channels: of its convolution, None for as many as the front end gives. UserError if the model reads features.
+    channels: of its convolution; None for as many as a frame of the model has bands, or as the front end gives if these
+    are fewer. UserError if the model reads features.
     """
     family = family_of(model)
     if not family.reads_waveforms or hears_filter_banks(model):
@@ -32,11 +33,12 @@ def with_filter_banks(model: Model, *, channels: int | None = None, seed: int = 
     base, prefix = encoder_in(plain)
     writes = base.feature_extractor.conv_layers[-1].conv.out_channels
     torch.manual_seed(seed)
-    front = FilterBankFrontEnd(channels or writes, writes)
+    channels = channels or min(writes, STRIDES[0] * BANDS)
+    front = FilterBankFrontEnd(channels, writes)
     state = {name: value for name, value in plain.state_dict().items() if not name.startswith(prefix + FRONT_END)}
     state |= {f"{prefix}{FRONT_END}{name}": value for name, value in front.state_dict().items()}
     kept = {name: size for name, size in shape_of(family.axes(plain)).items() if not name.startswith(FRONT_END)}
-    sizes = (channels or writes, writes)
+    sizes = (channels, writes)
     shape: Shape = {f"{FRONT_END}conv_layers.{i}.channels": size for i, size in enumerate(sizes)} | kept
     config = copy.deepcopy(model.config)
     inner = getattr(config, "encoder_config", config)

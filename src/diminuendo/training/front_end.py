@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from diminuendo.distillation.hidden import valid_frames
 from diminuendo.families import family_of, model_inputs
 from diminuendo.families.filter_bank_input import with_filter_banks
-from diminuendo.families.filter_banks import filter_bank_extractor, filter_bank_frames, filter_banks
+from diminuendo.families.filter_banks import filter_bank_extractor, filter_bank_frames
 from diminuendo.tasks.selfsupervised import fit_scale
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.heard import some_batches
@@ -27,17 +27,23 @@ ORDER = 1_000_003  # of its batches, apart from those of other stages
 SCALE_SECONDS = 600.0  # of audio, from which the bands' means and deviations are
 
 
-def hearing_filter_banks(source: Source, seed: int) -> Source:
-    """The model with a fresh front end, and an extractor of filter banks. UserError if it reads features already."""
-    return replace(source, model=with_filter_banks(source.model, seed=seed), extractor=filter_bank_extractor())
+def hearing_filter_banks(source: Source, seed: int, normalise: bool | None = None) -> Source:
+    """The model with a fresh front end, and an extractor of filter banks. UserError if it reads features already.
+
+    normalise: whether every clip's mean is taken from them; None for whether the model's extractor normalises clips.
+    """
+    model = with_filter_banks(source.model, seed=seed)
+    normalise = source.extractor.do_normalize if normalise is None else normalise
+    return replace(source, model=model, extractor=filter_bank_extractor(normalise=normalise))
 
 
 class FrontEndDistillation(nn.Module):
     """L1 between what two front ends give, over frames that are a clip's own."""
 
-    def __init__(self, student: nn.Module, teacher: Source) -> None:
+    def __init__(self, student: Source, teacher: Source) -> None:
         super().__init__()
-        self.student = student
+        self.student = family_of(student.model).encoder(student.model).feature_extractor
+        self._extractor = student.extractor
         encoder = family_of(teacher.model).encoder(teacher.model)
         self._teacher = (encoder.feature_extractor, teacher, encoder)  # a tuple: neither saved nor trained
 
@@ -47,7 +53,8 @@ class FrontEndDistillation(nn.Module):
         inputs = model_inputs(teacher.extractor, waveforms, lengths)
         with torch.no_grad():
             target = front(inputs["input_values"]).transpose(1, 2)
-        own = self.student(filter_banks(waveforms)).transpose(1, 2)
+        heard = model_inputs(self._extractor, waveforms, lengths)["input_features"]
+        own = self.student(heard).transpose(1, 2)
         frames = min(own.shape[1], target.shape[1])
         valid = valid_frames(family_of(encoder).frame_lengths(encoder, lengths), frames)
         return {"loss": F.l1_loss(own[:, :frames][valid], target[:, :frames][valid])}
@@ -62,8 +69,9 @@ def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet
         return ""
     teacher.model.to(trainer.accelerator.device)
     front = family_of(source.model).encoder(source.model).feature_extractor.to(trainer.accelerator.device)
-    front.mean.data, front.deviation.data = _scale(trainer, cuts, config)
-    objective = FrontEndDistillation(front.requires_grad_(True), teacher)
+    front.mean.data, front.deviation.data = _scale(trainer, source, cuts, config)
+    front.requires_grad_(True)
+    objective = FrontEndDistillation(source, teacher)
     steps = config.front_end_steps
     schedule = warm_up_then_decay(steps, config.warm_up)
     group = Group([*front.parameters()], config.input_learning_rate, schedule, weight_decay=config.weight_decay)
@@ -71,11 +79,11 @@ def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet
     return trainer.run_stage(stage, cuts, crop_to_shortest=config.crop_to_shortest, order=ORDER)
 
 
-def _scale(trainer: Loop, cuts: CutSet, config: CompressConfig) -> tuple[Tensor, Tensor]:
+def _scale(trainer: Loop, source: Source, cuts: CutSet, config: CompressConfig) -> tuple[Tensor, Tensor]:
     """Of every band, over all of some audio."""
     found = []
     for batch in some_batches(cuts, config, trainer.skipped, SCALE_SECONDS, offset=ORDER):
-        bands = filter_banks(batch.waveforms)
+        bands = model_inputs(source.extractor, batch.waveforms, batch.lengths)["input_features"]
         found.append(bands[valid_frames(filter_bank_frames(batch.lengths).clamp(min=0), bands.shape[1])])
     scale, device = fit_scale(torch.cat(found)), trainer.accelerator.device
     return scale.mean.to(device), scale.deviation.to(device)

@@ -1,0 +1,188 @@
+"""The results of the benchmark of hand-made students, and the latency of its models.
+
+    python -m benchmarks.students.table                                     # of the results that are kept here
+    python -m benchmarks.students.table --results DIRECTORY --latency WORK  # of your own
+
+As Markdown: the grid, what it says of losses, shapes and inputs on the same clips, a tenth of the texts, and sentences.
+Word errors are on clips of speakers that nothing was trained on, of sentences phone errors of voices that were; with
+95 % bootstrap intervals over clips. Of several seeds, which are counted, means are given; intervals are of these models
+for other clips or speakers, not for other trainings. Latency is of 10 s, batch 1, from the waveform on, median of
+passes in turn; the real-time factor is that on one thread. CPU minutes are of distillation and fine-tuning, without the
+teacher's. What is not there is named.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.heard import hearing, median_ms
+from benchmarks.recogniser_tables import LATENCY, PASSES, Results, mean_interval, more_errors, read
+from benchmarks.record import RESULTS, record
+from benchmarks.students.bench import TASKS, grid, model_of
+from benchmarks.students.cells import INPUTS, LOSSES, SEEDS, STUDENTS, WHOLE, Cell, Encoder, Input, Loss, Student, Text
+from benchmarks.synergy.bench import Places
+from diminuendo.api import source_of
+
+NAMES: dict[Student, str] = {
+    "deep-thin": "deep and thin",
+    "shallow-wide": "shallow and wide",
+    "pruned": "pruned jointly",
+    "whole": "the teacher, whole",
+}
+HEARD: dict[Input, str] = {"waveform": "waveform", "fbank": "filter banks"}
+TITLES: dict[Text, str] = {"words": "Words", "tenth": "Words, a tenth of the texts", "sentences": "Phones of sentences"}
+THREADS = (1, 2)
+HEAD = (
+    "student",
+    "loss",
+    "input",
+    "errors, %",
+    "more than by regression, points",
+    "parameters",
+    "M MACs/s",
+    *(f"ms, {threads} thread" + "s" * (threads > 1) for threads in THREADS),
+    "real-time factor",
+    "CPU minutes",
+)
+
+
+def seeds(found: Results, cell: Cell) -> list[str]:
+    """The names of what there is of a cell, of any seed."""
+    some = (replace(cell, encoder=replace(cell.encoder, seed=seed)).name for seed in range(SEEDS))
+    return [name for name in some if name in found.rows]
+
+
+def both_seeds(found: Results, one: Cell, other: Cell) -> tuple[list[str], list[str]]:
+    """The names of two cells, of the seeds of which both are there."""
+    pairs = [
+        [replace(cell, encoder=replace(cell.encoder, seed=seed)).name for cell in (one, other)] for seed in range(SEEDS)
+    ]
+    there = [pair for pair in pairs if all(name in found.rows for name in pair)]
+    return [a for a, _ in there], [b for _, b in there]
+
+
+def encoders() -> list[Encoder]:
+    losses: tuple[Loss, ...] = (*LOSSES, "none")
+    return [WHOLE, *(Encoder(student, loss, heard) for heard in INPUTS for student in STUDENTS for loss in losses)]
+
+
+def table(text: Text, found: Results) -> str:
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    cells = [Cell(encoder, text) for encoder in encoders()]
+    return "\n".join([*lines, *(_line(cell, found) for cell in cells if seeds(found, cell))])
+
+
+def _line(cell: Cell, found: Results) -> str:
+    names, encoder = seeds(found, cell), cell.encoder
+    rows = [found.rows[name] for name in names]
+    values = [100 * row["wer"]["wer"] for row in rows]
+    spread = f"; {len(rows)} seeds, {min(values):.1f} to {max(values):.1f}" if len(rows) > 1 else ""
+    distilled = [found.rows[name]["cpu_seconds"] for name in _encoders(names) if name in found.rows]
+    spent = sum(row["cpu_seconds"] for row in rows) + sum(distilled)
+    plain = replace(cell, encoder=replace(encoder, loss="regression"))
+    against = "" if encoder.loss in ("regression", "none") else _points(found, cell, plain)
+    times = {count: _latency(found, replace(cell, text="words"), count) for count in THREADS}
+    cells = [
+        NAMES[encoder.student],
+        "" if encoder == WHOLE else "none" if encoder.loss == "none" else encoder.loss,
+        HEARD[encoder.input],
+        f"{sum(values) / len(values):.1f} ({mean_interval([row['wer'] for row in rows], 'wer')}{spread})",
+        against,
+        f"{sum(row['params'] for row in rows) / len(rows):,.0f}",
+        f"{sum(row['macs_per_second'] for row in rows) / len(rows) / 1e6:.0f}",
+        *("" if time is None else f"{time:.1f}" for time in times.values()),
+        "" if times[1] is None else f"{times[1] / 1e4:.4f}",
+        f"{spent / len(rows) / 60:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _encoders(names: Iterable[str]) -> list[str]:
+    """Of recognisers the names of what they began with."""
+    return ["encoder_" + name.rpartition("_")[0] for name in names]
+
+
+def _points(found: Results, cell: Cell, other: Cell) -> str:
+    ours, others = both_seeds(found, cell, other)
+    if not ours:
+        return ""
+    return more_errors(found, ours, others)[0] + (f", {len(ours)} seeds" if len(ours) > 1 else "")
+
+
+def _latency(found: Results, cell: Cell, threads: int) -> float | None:
+    times = [found.latency[key] for name in seeds(found, cell) if (key := f"{name}@{threads}") in found.latency]
+    return sum(times) / len(times) if times else None
+
+
+def questions(found: Results) -> list[tuple[str, Cell, Cell]]:
+    """What is compared with what: an input, a loss, a shape, all else equal."""
+    asked = []
+    for student in STUDENTS:
+        for loss in LOSSES:
+            one = Cell(Encoder(student, loss))
+            banks = Cell(Encoder(student, loss, "fbank"))
+            asked.append((f"{NAMES[student]}, {loss}: filter banks than the waveform", banks, one))
+    for heard in INPUTS:
+        for loss in LOSSES:
+            deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)
+            how = f"{loss}, {HEARD[heard]}"
+            asked.append((f"{how}: shallow and wide than deep and thin", wide, deep))
+            asked.append((f"{how}: deep and thin than pruned jointly", deep, pruned))
+    return [one for one in asked if both_seeds(found, *one[1:])[0]]
+
+
+def answers(found: Results) -> str:
+    lines = ["| than | more errors, points | by speakers | relative, % | less time |", "|" + " --- |" * 5]
+    for title, one, other in questions(found):
+        ours, others = both_seeds(found, one, other)
+        points, by_speakers, relative = more_errors(found, ours, others)
+        times = [_latency(found, cell, 1) for cell in (one, other)]
+        saved = f"{1 - times[0] / times[1]:.0%}" if times[0] and times[1] else ""
+        counted = f", {len(ours)} seeds" if len(ours) > 1 else ""
+        lines.append(f"| {title}{counted} | {points} | {by_speakers} | {relative} | {saved} |")
+    return "\n".join(lines)
+
+
+def missing(places: Places, found: Results) -> tuple[list[str], bool]:
+    """What is not there of the cells that are known, and whether all are."""
+    cells, complete = grid(places)
+    return [cell.name for cell in cells if cell.name not in found.rows], complete
+
+
+def measure_latency(found: Results, work: Path, folder: Path) -> None:
+    """Of one seed's recognisers of words, in turn."""
+    wanted = [cell.name for encoder in encoders() if (cell := Cell(encoder)).name in found.rows]
+    sources = {name: source_of(model_of(work, name)) for name in wanted if model_of(work, name).is_dir()}
+    passes = {name: hearing(one.model.eval(), one.extractor, 10.0) for name, one in sources.items()}
+    times = {
+        f"{name}@{threads}": value for threads in THREADS for name, value in median_ms(passes, PASSES, threads).items()
+    }
+    record(folder / LATENCY, {"p50_ms": times})
+
+
+def sections(folder: Path) -> Sequence[str]:
+    found = read(folder, TASKS["words"])
+    texts: tuple[Text, ...] = ("words", "tenth", "sentences")
+    blocks = [(TITLES[text], table(text, read(folder, TASKS[text]))) for text in texts]
+    blocks.insert(1, ("On the same clips", answers(found)))
+    return [part for title, block in blocks for part in (f"**{title}**", block)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.students.table", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS / "students", help="default: the results kept here")
+    parser.add_argument("--latency", type=Path, metavar="WORK", help="measure the models in this folder first")
+    given = parser.parse_args()
+    if given.latency:
+        measure_latency(read(given.results), given.latency, given.results)
+    print(*sections(given.results), sep="\n\n", end="\n\n")
+    names, complete = missing(Places(Path(), Path(), given.results), read(given.results))
+    if names:
+        print(f"Not there yet ({len(names)}): {', '.join(names)}")
+    if not complete:
+        print("What follows is chosen by dev, once these are there.")
+
+
+if __name__ == "__main__":
+    main()
