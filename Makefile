@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS ?= 2
 
-.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency bench-rnnt bench-synergy bench-conformer clean
+.PHONY: env check demo test test-all bench bench-encoder bench-step bench-removal bench-families bench-latency bench-rnnt bench-synergy bench-conformer bench-students clean
 
 env: $(STAMP)
 
@@ -99,6 +99,13 @@ bench-conformer: env
 	$(BIN)/python -m benchmarks.conformer $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS) \
 	  $(if $(REFERENCES),--references $(REFERENCES))
 	$(BIN)/python -m benchmarks.conformer.table --results $(WORK)/synergy/conformer-results --latency $(WORK)/synergy
+
+# make bench-students SPEECH=folder [WORK=bench]: hand-made students beside pruning, every loss, waveform and filter banks; hours, resumable
+# Goes on from the words of bench-synergy, and makes them where they are not there yet.
+bench-students: env
+	@test -n "$(SPEECH)" || { echo "make bench-students SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.students $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS)
+	$(BIN)/python -m benchmarks.students.table --results $(WORK)/synergy/student-results --latency $(WORK)/synergy
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

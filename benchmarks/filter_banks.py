@@ -35,7 +35,7 @@ def rows() -> list[dict[str, Any]]:
         both = (
             (Wav2Vec2FeatureExtractor(do_normalize=True), model),
             (
-                filter_bank_extractor(normalise=True),
+                filter_bank_extractor(),
                 with_filter_banks(model),
             ),
         )

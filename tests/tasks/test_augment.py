@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diminuendo.families.filter_bank_input import with_filter_banks
 from diminuendo.tasks.augment import (
     BAND_MASKS,
     BAND_SHARE,
@@ -74,6 +75,13 @@ def test_of_waveforms_a_strength_is_a_share_of_masked_frames() -> None:
         for strength in (1.0, 0.25)
     ]
     assert shares == pytest.approx([STATES_MASKED, 0.25 * STATES_MASKED], rel=0.1)
+
+
+def test_filter_banks_in_the_place_of_a_waveform_are_masked_behind_the_front_end_too() -> None:
+    inputs, counts = {"input_features": torch.randn(2, 100, 80)}, torch.tensor([50, 50])
+    found = augmented(with_filter_banks(tiny_model()), inputs, counts, generator_of(0, 0))
+    assert torch.equal(found["input_features"], inputs["input_features"])
+    assert 0 < float(found["mask_time_indices"].double().mean()) < 0.4
 
 
 def test_masks_depend_on_seed_and_draw_alone() -> None:

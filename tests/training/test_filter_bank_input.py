@@ -1,6 +1,7 @@
 """Input distillation: filter banks in the place of the waveform, with pruning, with students, and with a task."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diminuendo.errors import Interrupted, UserError
 from diminuendo.families import load_feature_extractor, model_inputs
 from diminuendo.families.filter_bank_input import hears_filter_banks
 from diminuendo.training.front_end import FrontEndDistillation, hearing_filter_banks
+from diminuendo.training.hearing import Hearing
 from diminuendo.training.removing import Source
 from spoken import spoken_corpus
 from tiny import QUIET, compress, interrupt, micro_encoder, tiny_model, weights
@@ -81,7 +83,7 @@ def test_a_front_end_learns_what_the_convolutions_gave(
 def test_its_loss_is_the_difference_of_two_front_ends_over_the_frames_of_a_clip() -> None:
     teacher = Source(tiny_model("hubert", "large"), Wav2Vec2FeatureExtractor(do_normalize=True))
     student = hearing_filter_banks(teacher, 0)
-    objective = FrontEndDistillation(student, teacher)
+    objective = FrontEndDistillation(student, teacher, Hearing())
     waveforms, lengths = torch.randn(2, 8000) * 0.1, torch.tensor([8000, 5000])
     waveforms[1, 5000:] = 0.0
     found = objective(waveforms, lengths, 0, 0)["loss"]
@@ -95,6 +97,23 @@ def test_its_loss_is_the_difference_of_two_front_ends_over_the_frames_of_a_clip(
             its = teacher.model.feature_extractor(inputs[1]["input_values"])
         parts.append((own - its).abs().transpose(1, 2)[0])
     assert found.item() == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
+
+
+def test_clips_are_louder_and_softer_for_a_model_that_hears_filter_banks_alone() -> None:
+    teacher = Source(tiny_model("hubert", "large"), Wav2Vec2FeatureExtractor(do_normalize=False))
+    student, hearing = hearing_filter_banks(teacher, 0), Hearing(level=6.0)
+    waveforms, lengths = torch.randn(40, 4000).clamp(-3, 3) * 0.1, torch.full((40,), 4000)
+    heard = [hearing.inputs(student.model, student.extractor, waveforms, lengths, 0, draw) for draw in (0, 0, 1)]
+    assert torch.equal(heard[0]["input_features"], heard[1]["input_features"])
+    assert not torch.equal(heard[0]["input_features"], heard[2]["input_features"])
+    plain = model_inputs(student.extractor, waveforms, lengths)["input_features"]
+    decibels = 10 / math.log(10) * (heard[0]["input_features"] - plain)  # of power
+    level = decibels.mean((1, 2), keepdim=True)
+    assert torch.allclose(decibels, level.expand_as(decibels), atol=1e-2)
+    assert 5.0 < level.abs().max() <= 6.01
+    assert level.min() < 0 < level.max()
+    own = hearing.inputs(teacher.model, teacher.extractor, waveforms, lengths, 0, 0)["input_values"]
+    assert torch.equal(own, waveforms)
 
 
 def test_a_recogniser_learns_its_task_from_filter_banks_and_transcribes(tmp_path: Path) -> None:
@@ -134,6 +153,7 @@ def test_an_encoder_that_hears_filter_banks_becomes_a_recogniser(task: str, tmp_
     [
         ({"input": "mel"}, "--input mel: expected one of own, fbank"),
         ({"input": "fbank", "input_steps": 0}, "input_steps must be at least 1"),
+        ({"input": "fbank", "level": -1.0}, "level -1: expected decibels from 0 to 60"),
         ({"input": "fbank", "keep": "latency=0.5"}, "a fraction of whose latency"),
         ({"input": "fbank", "objective": "masked_prediction"}, "masked_prediction is of the waveform's frames"),
     ],

@@ -170,15 +170,7 @@ def test_a_run_has_the_values_that_it_took_and_tells_of_other_versions(
     compress(teacher_folder, audio_folder, tmp_path)
     run = json.loads((tmp_path / "run.json").read_text())
     of_recognisers = {"task", "tokens", "lookaheads", "posterior_weight", "predictor_width"}  # which this is none of
-    of_others = {
-        "neuron_drop_rate",
-        "student",
-        "input_steps",
-        "input_normalise",
-        "discriminative",
-        "cluster_layer",
-        "cluster_file",
-    }
+    of_others = {"neuron_drop_rate", "student", "input_steps", "discriminative", "cluster_layer", "cluster_file"}
     assert {name for name, value in run["config"].items() if value is None} == of_others | of_recognisers
     assert run["versions"]["torch"] == version("torch")
     compress(teacher_folder, audio_folder, tmp_path, resume=True)

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Speech2TextFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, window_function
@@ -21,19 +21,10 @@ FLOOR = torch.finfo(torch.float32).eps
 FULL_SCALE = 2.0**15  # Kaldi hears samples as 16-bit numbers
 
 
-def filter_bank_extractor(*, normalise: bool = False) -> Any:
-    """What travels with a model that hears filter banks.
-
-    normalise: whether every clip's mean is taken from each of its bands, so that neither its level nor its microphone
-    is heard. Else nothing has to be known of a clip beforehand, and its features can be streamed.
-    """
-    return Speech2TextFeatureExtractor(
-        feature_size=BANDS,
-        num_mel_bins=BANDS,
-        do_ceptral_normalize=normalise,
-        normalize_means=normalise,
-        normalize_vars=False,
-    )
+def filter_bank_extractor() -> Any:
+    """What travels with a model that hears filter banks. Every clip's level stays in them: nothing has to be known
+    beforehand of the clip, so that they can be streamed."""
+    return Speech2TextFeatureExtractor(feature_size=BANDS, num_mel_bins=BANDS, do_ceptral_normalize=False)
 
 
 def filter_bank_frames(samples: Any) -> Any:
@@ -48,24 +39,10 @@ def filter_bank_inputs(
     anything."""
     features, counts = filter_banks(waveforms), filter_bank_frames(lengths).clamp(min=0)
     valid = torch.arange(features.shape[1], device=counts.device) < counts[:, None]
-    if extractor.do_ceptral_normalize:
-        features = _normalised(extractor, features, valid)
     inputs = {"input_features": features * valid[..., None]}
     if not bool(valid.all()):
         inputs["attention_mask"] = valid.long()
     return inputs
-
-
-def _normalised(
-    extractor: Any, features: Float[Tensor, "batch frames bands"], valid: Bool[Tensor, "batch frames"]
-) -> Float[Tensor, "batch frames bands"]:
-    """Of every band over a clip's own frames the mean at 0, the deviation at 1, as the extractor says."""
-    own, count = valid[..., None], valid.sum(1)[:, None, None].clamp(min=1)
-    mean = (features * own).sum(1, keepdim=True) / count
-    variance = ((features - mean) * own).square().sum(1, keepdim=True) / count
-    if extractor.normalize_means:
-        features = features - mean
-    return features / variance.sqrt() if extractor.normalize_vars else features
 
 
 def filter_banks(waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames bands"]:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diminuendo.families import Model, family_of
+from diminuendo.families.filter_bank_input import hears_filter_banks
 from diminuendo.tasks.selfsupervised import span_mask
 
 BAND_MASKS, BAND_SHARE = 2, 27 / 80  # of the bands, at most, each
@@ -29,10 +30,11 @@ def augmented(
 ) -> dict[str, Tensor]:
     """An input with masks: of features bands and spans of time, of waveforms spans of the front end's frames.
 
-    counts: each clip's own frames. strength: how much of the published shares is masked at most. Waveforms of a model
-    that takes no masks stay as they are.
+    So it is of filter banks in the place of a waveform, for the front end gives what that gave. counts: each clip's own
+    frames. strength: how much of the published shares is masked at most. Waveforms of a model that takes no masks stay
+    as they are.
     """
-    if "input_features" in inputs:
+    if "input_features" in inputs and not hears_filter_banks(model):
         features = inputs["input_features"]
         valid = inputs.get("attention_mask", torch.ones_like(features[..., 0]))
         return {**inputs, "input_features": masked_features(features, valid.bool(), generator, strength)}
@@ -40,6 +42,14 @@ def augmented(
         return dict(inputs)
     mask = span_mask(counts, int(counts.max()), strength * STATES_MASKED, STATES_SPAN, generator)
     return {**inputs, "mask_time_indices": mask}
+
+
+def at_some_level(
+    waveforms: Float[Tensor, "batch samples"], level: float, generator: torch.Generator
+) -> Float[Tensor, "batch samples"]:
+    """Every clip louder or softer by up to `level` dB."""
+    decibels = level * (2 * torch.rand(len(waveforms), 1, generator=generator) - 1)
+    return waveforms * (10 ** (decibels / 20)).to(waveforms)
 
 
 def masked_features(

@@ -193,8 +193,7 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
     teacher = source if teacher is None else teacher
     before = source
     if config.input == "fbank":
-        source = hearing_filter_banks(source, config.seed, config.input_normalise)
-        config = replace(config, input_normalise=source.extractor.do_ceptral_normalize)
+        source = hearing_filter_banks(source, config.seed)
     depth, teacher_depth = (encoder_config(one.model).num_hidden_layers for one in (source, teacher))
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")

@@ -53,9 +53,7 @@ class CompressConfig(RecognitionConfig):
     cluster_layer is None; those of a cluster_file of an earlier run; or num_clusters of the states of cluster_layer
     (None: the last) in cluster_seconds of audio, where the teacher is torn_between so many in the mean.
     input: "fbank" for filter banks in the place of convolutions on the waveform, which they learn from first, in
-    input_steps (None: a quarter of `steps`) at input_learning_rate. input_normalise: whether every clip's mean is taken
-    from its bands, which cannot be streamed; None for whether MODEL normalises clips. A kept fraction is of MODEL as it
-    came.
+    input_steps (None: a quarter of `steps`) at input_learning_rate. A kept fraction is of MODEL as it came.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
@@ -75,7 +73,6 @@ class CompressConfig(RecognitionConfig):
     input: Input = "own"
     input_steps: int | None = None
     input_learning_rate: float = 1e-3
-    input_normalise: bool | None = None
     rounds: int = 1
     steps: int = 5000
     distil_steps: int | None = None
@@ -187,8 +184,6 @@ class CompressConfig(RecognitionConfig):
             raise UserError(f"--input {self.input}: expected one of {', '.join(get_args(Input))}")
         if self.input_steps is not None and self.input_steps < 1:
             raise UserError(f"input_steps must be at least 1, got {self.input_steps}")
-        if self.input == "own" and self.input_normalise is not None:
-            raise UserError("input_normalise: of filter banks; give --input fbank too, or leave it out")
         if self.input == "fbank" and self.objective == "masked_prediction":
             raise UserError("--input fbank: masked_prediction is of the waveform's frames; leave one of the two out")
         if self.input == "fbank" and self.budget.kind == "latency" and not self.budget.absolute:

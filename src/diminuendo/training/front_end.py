@@ -18,6 +18,7 @@ from diminuendo.families.filter_banks import filter_bank_extractor, filter_bank_
 from diminuendo.tasks.selfsupervised import fit_scale
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.heard import some_batches
+from diminuendo.training.hearing import Hearing
 from diminuendo.training.loop import Group, Loop, Stage
 from diminuendo.training.removing import Source
 from diminuendo.training.schedules import warm_up_then_decay
@@ -27,23 +28,18 @@ ORDER = 1_000_003  # of its batches, apart from those of other stages
 SCALE_SECONDS = 600.0  # of audio, from which the bands' means and deviations are
 
 
-def hearing_filter_banks(source: Source, seed: int, normalise: bool | None = None) -> Source:
-    """The model with a fresh front end, and an extractor of filter banks. UserError if it reads features already.
-
-    normalise: whether every clip's mean is taken from them; None for whether the model's extractor normalises clips.
-    """
-    model = with_filter_banks(source.model, seed=seed)
-    normalise = source.extractor.do_normalize if normalise is None else normalise
-    return replace(source, model=model, extractor=filter_bank_extractor(normalise=normalise))
+def hearing_filter_banks(source: Source, seed: int) -> Source:
+    """The model with a fresh front end, and an extractor of filter banks. UserError if it reads features already."""
+    return replace(source, model=with_filter_banks(source.model, seed=seed), extractor=filter_bank_extractor())
 
 
 class FrontEndDistillation(nn.Module):
     """L1 between what two front ends give, over frames that are a clip's own."""
 
-    def __init__(self, student: Source, teacher: Source) -> None:
+    def __init__(self, student: Source, teacher: Source, hearing: Hearing) -> None:
         super().__init__()
         self.student = family_of(student.model).encoder(student.model).feature_extractor
-        self._extractor = student.extractor
+        self._heard_by = (student, hearing)
         encoder = family_of(teacher.model).encoder(teacher.model)
         self._teacher = (encoder.feature_extractor, teacher, encoder)  # a tuple: neither saved nor trained
 
@@ -53,8 +49,8 @@ class FrontEndDistillation(nn.Module):
         inputs = model_inputs(teacher.extractor, waveforms, lengths)
         with torch.no_grad():
             target = front(inputs["input_values"]).transpose(1, 2)
-        heard = model_inputs(self._extractor, waveforms, lengths)["input_features"]
-        own = self.student(heard).transpose(1, 2)
+        (student, hearing), given = self._heard_by, (waveforms, lengths, step, draw)
+        own = self.student(hearing.inputs(student.model, student.extractor, *given)["input_features"]).transpose(1, 2)
         frames = min(own.shape[1], target.shape[1])
         valid = valid_frames(family_of(encoder).frame_lengths(encoder, lengths), frames)
         return {"loss": F.l1_loss(own[:, :frames][valid], target[:, :frames][valid])}
@@ -71,7 +67,7 @@ def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet
     front = family_of(source.model).encoder(source.model).feature_extractor.to(trainer.accelerator.device)
     front.mean.data, front.deviation.data = _scale(trainer, source, cuts, config)
     front.requires_grad_(True)
-    objective = FrontEndDistillation(source, teacher)
+    objective = FrontEndDistillation(source, teacher, Hearing(seed=config.seed, level=config.level))
     steps = config.front_end_steps
     schedule = warm_up_then_decay(steps, config.warm_up)
     group = Group([*front.parameters()], config.input_learning_rate, schedule, weight_decay=config.weight_decay)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of, model_inputs
-from diminuendo.tasks.augment import augmented
+from diminuendo.families.filter_bank_input import hears_filter_banks
+from diminuendo.tasks.augment import at_some_level, augmented
 from diminuendo.tasks.selfsupervised import generator_of
 from diminuendo.training.recognition_config import RecognitionConfig
 
@@ -24,6 +25,7 @@ class Hearing:
     lookaheads: of a streaming encoder, in frames; every batch has one of them, drawn like its masks from seed and draw.
     augment_from: the step from which the input is masked, None for never; strength: how much of the published masks.
     flat_start: steps of a flat start; in their last third it fades. Steps are those of the run, not of a stage.
+    level: by how much at most, in dB, clips are made louder or softer for a model that hears filter banks.
     """
 
     lookaheads: tuple[int, ...] = ()
@@ -31,6 +33,7 @@ class Hearing:
     seed: int = 0
     flat_start: int = 0
     strength: float = 1.0
+    level: float = 0.0
 
     def flat(self, step: int) -> float:
         """How much of the loss of this step is a flat start's."""
@@ -39,8 +42,10 @@ class Hearing:
     def inputs(
         self, model: Model, extractor: Any, waveforms: Tensor, lengths: Tensor, step: int, draw: int
     ) -> dict[str, Any]:
-        inputs: dict[str, Any] = model_inputs(extractor, waveforms, lengths)
         generator = generator_of(self.seed, draw)
+        if self.level and hears_filter_banks(model):
+            waveforms = at_some_level(waveforms, self.level, generator)
+        inputs: dict[str, Any] = model_inputs(extractor, waveforms, lengths)
         if self.augment_from is not None and step >= self.augment_from:
             counts = family_of(model).frame_lengths(model, lengths)
             inputs = augmented(model, inputs, counts, generator, self.strength)
@@ -54,10 +59,10 @@ def hearing_of(config: RecognitionConfig, model: Model) -> Hearing:
     """As `config` has it; without a task nothing is masked. UserError for lookaheads that the model cannot have."""
     lookaheads = lookaheads_of(encoder_config(model), config.lookaheads or ())
     if config.task is None:
-        return Hearing(lookaheads, seed=config.seed)
+        return Hearing(lookaheads, seed=config.seed, level=config.level)
     augment_from = round(config.augment_from * config.steps) if config.augment else None
     flat_start = round(config.flat_start * config.steps)
-    return Hearing(lookaheads, augment_from, config.seed, flat_start, config.augment_strength)
+    return Hearing(lookaheads, augment_from, config.seed, flat_start, config.augment_strength, config.level)
 
 
 def lookaheads_of(model_config: Any, given: Sequence[int] = ()) -> tuple[int, ...]:

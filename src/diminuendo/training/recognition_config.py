@@ -30,6 +30,8 @@ class RecognitionConfig(TrainingConfig):
     augment_strength: of its masks' largest sizes, which are published for models of 100 million parameters; small ones,
     and short trainings, want less. speeds: every clip is played at one of them at random, like (0.9, 1.0, 1.1), which
     changes pitch too: of few speakers it makes more.
+    level: of a model that hears filter banks, by how many dB at most every clip is made louder or softer at random:
+    the teacher's clips are normalised, or it was pretrained on more levels than a short training has.
     lookaheads: of a streaming encoder, in its frames; a batch has one of them at random. None for the published ones,
     0, 1, 6 and 13 (of 80 ms), and the model's own.
     """
@@ -47,6 +49,7 @@ class RecognitionConfig(TrainingConfig):
     augment_from: float = 0.1
     augment_strength: float = 1.0
     speeds: tuple[float, ...] = (1.0,)
+    level: float = 10.0
     lookaheads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class RecognitionConfig(TrainingConfig):
             raise UserError(
                 f"augment_strength must lie in (0, 1], got {self.augment_strength}; for none: augment=false"
             )
+        if not 0 <= self.level <= 60:
+            raise UserError(f"level {self.level:g}: expected decibels from 0 to 60")
         if not isinstance(self.speeds, tuple) or not self.speeds or not all(0.5 <= one <= 2 for one in self.speeds):
             raise UserError(f"speeds {self.speeds}: expected some from 0.5 to 2, like (0.9, 1.0, 1.1)")
         for name in ("token_count", "predictor_width", "predictor_layers"):

@@ -1,0 +1,161 @@
+"""The benchmark of hand-made students, cut to a micro model and a few steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.recogniser_tables import Results
+from benchmarks.students import bench, cells, make, table
+from benchmarks.students.cells import INPUTS, LOSSES, STUDENTS, WHOLE, Cell, Encoder
+from benchmarks.synergy import bench as synergy_bench
+from benchmarks.synergy.bench import Places, lay_out
+
+from diminuendo.api import pretrain
+from diminuendo.errors import UserError
+from diminuendo.training.config import LoopConfig
+
+FEW = {"seconds_per_batch": 2.0}
+DEV = {Cell(Encoder(student, loss, heard)).name: 0.5 for student in STUDENTS for loss in LOSSES for heard in INPUTS}
+
+
+@pytest.fixture
+def places(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    monkeypatch.setattr(synergy_bench, "OTHERS", ())
+    monkeypatch.setattr(synergy_bench, "SENTENCES", ("arctic",))
+    monkeypatch.setattr(synergy_bench, "UTTERANCES", 20)
+    places = Places(speech, tmp_path / "work", tmp_path / "results")
+    lay_out(places)
+    clusters = {"steps": 4, "num_clusters": 3, "cluster_seconds": 4.0}
+    loop = LoopConfig(device="cpu", quiet=True)
+    pretrain("micro-hubert", places.unlabelled, tmp_path / "teacher", loop=loop, **FEW, **clusters)
+    make.budget.cache_clear()
+    for name, value in {
+        "TEACHER": tmp_path / "teacher",
+        "KEEP": 0.6,
+        "STEPS": 6,
+        "FRONT_END_STEPS": 2,
+        "BATCHES": make.BATCHES | FEW,
+        "FINE_TUNING": make.FINE_TUNING | FEW | {"steps": 4},
+    }.items():
+        monkeypatch.setattr(make, name, value)
+    return places
+
+
+def test_encoders_then_recognisers_are_made_once_and_the_table_has_them(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [
+        Cell(WHOLE),
+        Cell(Encoder("deep-thin", "regression")),
+        Cell(Encoder("deep-thin", "both", "fbank")),
+        Cell(Encoder("pruned", "discriminative")),
+        Cell(Encoder("pruned", "regression", "fbank")),
+    ]
+    later = [Cell(first[1].encoder, "tenth"), Cell(WHOLE, "sentences"), Cell(Encoder("shallow-wide", "none"))]
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(bench, "first", lambda: first)
+    monkeypatch.setattr(bench, "then", lambda dev: (seen.append(dict(dev)), later)[1])
+    bench.check(places)
+    started = bench.jobs(places, first)
+    assert set(started) == {"task", "task-sentences", first[0].name, *(cell.encoder.name for cell in first[1:])}
+    bench.worker(places, 0)
+    encoders = {cell.encoder.name for cell in (*first, *later)} - {WHOLE.name}
+    names = {cell.name for cell in (*first, *later)}
+    assert {path.stem for path in places.results.glob("*.json")} == {"task", "task-sentences"} | encoders | names
+    assert set(seen[-1]) == {cell.name for cell in first}
+    before = {path: path.stat().st_mtime_ns for path in places.results.glob("*.json")}
+    bench.worker(places, 0)
+    bench.check(places)
+    assert {path: path.stat().st_mtime_ns for path in places.results.glob("*.json")} == before
+
+    rows = {name: json.loads(places.result(name).read_text()) for name in (*names, *encoders)}
+    for heard in INPUTS:
+        kept = 1e3 * float(make.budget(make.TEACHER, heard).removeprefix("params=").removesuffix("k"))
+        of_input = [row["params"] for name, row in rows.items() if name in encoders and heard in name]
+        assert of_input
+        assert all(0.7 * kept < size <= kept for size in of_input), (kept, of_input)
+    read = table.read(places.results)
+    table.measure_latency(read, places.work, places.results)
+    words, answers, tenth, sentences = (part.splitlines() for part in table.sections(places.results)[1::2])
+    assert [line.split(" | ")[0] for line in words[2:]] == [
+        "| the teacher, whole",
+        "| deep and thin",
+        "| shallow and wide",
+        "| pruned jointly",
+        "| deep and thin",
+        "| pruned jointly",
+    ]
+    assert all(line.split(" | ")[7] for line in words[2:])  # every one is timed
+    assert len(answers) == 2  # there are no pairs
+    assert [len(some) for some in (tenth, sentences)] == [3, 3]
+    assert table.missing(places, read) == ([], True)
+
+
+def test_a_tenth_of_the_texts_is_of_train_alone(places: Places) -> None:
+    bench.lay_out_tenth(places)
+    rows = [json.loads(line) for line in bench.texts_of(places, "tenth").read_text().splitlines()]
+    of_all = [json.loads(line) for line in (places.words / "manifest.jsonl").read_text().splitlines()]
+    splits, all_splits = ([row["split"] for row in some] for some in (rows, of_all))
+    assert splits.count("train") == 2 == all_splits.count("train") // 10
+    for split in ("dev", "test"):
+        assert splits.count(split) == all_splits.count(split) > 0
+    assert all(Path(row["audio_filepath"]).is_file() for row in rows)
+
+
+def test_results_of_other_settings_or_another_teacher_are_refused(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(Encoder("pruned", "both", "fbank"))
+    path, teacher = places.result(cell.encoder.name), bench.model_fingerprint(make.TEACHER)
+    good = {"settings": make.encoder_settings(cell.encoder), "teacher": teacher}
+    places.results.mkdir()
+    path.write_text(json.dumps(good))
+    bench.check(places)
+    for bad, why in (({"teacher": "two"}, "another teacher"), ({"settings": {"steps": 1}}, "other settings")):
+        path.write_text(json.dumps(good | bad))
+        with pytest.raises(UserError, match=why):
+            bench.check(places)
+
+
+def test_what_follows_is_the_best_on_dev() -> None:
+    dev: dict[str, Any] = dict(DEV)
+    dev[Cell(Encoder("shallow-wide", "both")).name] = 0.4
+    dev[Cell(Encoder("shallow-wide", "discriminative")).name] = 0.35
+    dev[Cell(Encoder("shallow-wide", "discriminative", "fbank")).name] = 0.6  # so that both is better in the mean
+    dev[Cell(Encoder("pruned", "discriminative", "fbank")).name] = 0.3
+    ranked = cells.best(dev)
+    assert ranked[0] == Encoder("pruned", "discriminative", "fbank")
+    assert ranked[1] == Encoder("shallow-wide", "both")
+    following = cells.then(dev)
+    assert len(set(following)) == len(following)
+    tenth = {cell.encoder for cell in following if cell.text == "tenth"}
+    assert tenth == {Encoder("pruned", loss, "fbank", seed) for loss in LOSSES for seed in range(3)}
+    for encoder in ranked:
+        for heard in INPUTS:
+            assert Cell(replace(encoder, input=heard), "sentences") in following
+            assert all(Cell(replace(encoder, input=heard, seed=seed)) in following for seed in (1, 2))
+    assert not set(following) & set(cells.first())
+
+
+def test_students_are_compared_over_the_seeds_that_both_have() -> None:
+    one, other = Cell(Encoder("pruned", "both")), Cell(Encoder("pruned", "regression"))
+    rows: dict[str, Any] = {
+        cell.name: {"wer": {"errors": errors, "wer": sum(errors) / 12, "wer_low": 0.1, "wer_high": 0.2}}
+        | {"params": 1.0, "macs_per_second": 1e6, "cpu_seconds": 60.0}
+        for cell, errors in (
+            (one, [1, 0, 0, 0, 0, 0]),
+            (other, [1, 1, 1, 0, 0, 0]),
+            (replace(other, encoder=replace(other.encoder, seed=1)), [2, 2, 2, 2, 2, 2]),
+        )
+    }
+    rows[one.encoder.name] = {"params": 1.0, "cpu_seconds": 120.0}
+    found = Results(rows, torch.full((6,), 2.0), ["a", "b"] * 3, {f"{one.name}@1": 20.0, f"{one.name}@2": 10.0})
+    cell = table.table("words", found).splitlines()[2].split(" | ")
+    assert cell[:4] == ["| pruned jointly", "regression", "waveform", "62.5 (10.0 to 20.0; 2 seeds, 25.0 to 100.0)"]
+    cell = table.table("words", found).splitlines()[3].split(" | ")
+    assert cell[3] == "8.3 (10.0 to 20.0)"
+    assert cell[4].startswith("-16.7 (")
+    assert cell[5:] == ["1", "1", "20.0", "10.0", "0.0020", "3.0 |"]
