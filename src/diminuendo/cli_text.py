@@ -30,13 +30,19 @@ def _latency_lines(result: dict[str, Any]) -> list[str]:
 
 
 def dry_run_text(result: dict[str, Any]) -> str:
-    asked, total, least = (_amount(result, key) for key in ("asked", "total", "smallest_possible"))
+    asked, total = (_amount(result, key) for key in ("asked", "total"))
+    if (student := result.get("student")) is None:
+        least = _amount(result, "smallest_possible")
+        reached = f"the smallest possible is {least} ({result['smallest_possible_kept']:.1%})"
+    else:
+        begun = ", ".join(map(str, student["begun_as_layers"]))
+        reached = "{layers} layers, {width} wide, {heads} heads, {ffn} neurons, ".format(**student)
+        reached += f"begun as the teacher's layers {begun}" if begun else "with fresh layers"
     return "\n".join(
         [
-            f"budget {result['budget']}: {asked} of {total}; "
-            f"the smallest possible is {least} ({result['smallest_possible_kept']:.1%})",
+            f"budget {result['budget']}: {asked} of {total}; {reached}",
             f"about {result['estimated_seconds']:,.0f} s and {result['estimated_memory_mb']:,} MB "
-            f"({result['seconds_per_step']:.2f} s a joint step)",
+            f"({result['seconds_per_step']:.2f} s for the first step)",
         ]
     )
 

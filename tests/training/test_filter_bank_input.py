@@ -11,7 +11,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor
 
 import diminuendo
-from diminuendo import api
+from diminuendo import api, cli_text
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.families import load_feature_extractor, model_inputs
 from diminuendo.families.filter_bank_input import hears_filter_banks
@@ -171,3 +171,21 @@ def test_a_model_that_reads_features_is_refused(audio_folder: Path, tmp_path: Pa
     with pytest.raises(UserError, match="reads features already; leave --input out"):
         compress(encoder, audio_folder, tmp_path / "small", input="fbank")
     assert not (tmp_path / "small").exists()
+
+
+def test_a_dry_run_tells_the_student_that_the_run_makes(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"recipe": "deep-thin", "keep": "params=0.6", "input": "fbank"}
+    told = compress(teacher_folder, audio_folder, tmp_path / "small", dry_run=True, **given)
+    assert not (tmp_path / "small").exists()
+    line = cli_text.dry_run_text(told).splitlines()[0]
+    found = told["student"]
+    assert isinstance(found, dict)
+    shape = "{layers} layers, {width} wide, {heads} heads, {ffn} neurons".format(**found)
+    assert line.endswith(f"; {shape}, with fresh layers")
+    made = compress(teacher_folder, audio_folder, tmp_path / "small", **given)["student"]
+    assert isinstance(made, dict)
+    assert {key: made[key] for key in found} == found
+    whole = cli_text.dry_run_text(told | {"student": found | {"begun_as_layers": [0, 1]}}).splitlines()[0]
+    assert whole.endswith("begun as the teacher's layers 0, 1")

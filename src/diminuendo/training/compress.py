@@ -144,21 +144,24 @@ def dry_run(
     loop: LoopConfig | None = None,
     recipe: str = "dphubert",
 ) -> dict[str, Any]:
-    """What the budget can reach, and from one measured step the time and memory that the run would take."""
+    """What the budget can reach, or the student made for it, and from one measured step the run's time and memory."""
     job = _timed(_checked(source, cuts, config, teacher, recipe), loop or LoopConfig(), lambda: None)
     device = make_accelerator(config.precision, (loop or LoopConfig()).device).device
     job.stages.teacher.model.to(device)
     job.stages.clusters = stand_in(job.stages.teacher, config)
-    kind = config.budget.kind
-    least = smallest_cost(job.cost, kind, config.round_to)
+    reached: dict[str, Any]
+    if config.method == "student":
+        reached = {"student": check_student(job.stages.before.model, job.stages.source.model, config, job.total)}
+    else:
+        least = smallest_cost(job.cost, config.budget.kind, config.round_to)
+        reached = {"smallest_possible": least, "smallest_possible_kept": least / job.total}
     measured = _measured(job, device)
     log.info("%s", _sentence(measured, config))
     return {
         "budget": config.keep,
         "total": job.total,
         "asked": config.budget.amount(job.total),
-        "smallest_possible": least,
-        "smallest_possible_kept": least / job.total,
+        **reached,
         "clips": job.identity["clips"],
         "clip_seconds": job.identity["clip_seconds"],
         **measured,
@@ -279,11 +282,12 @@ def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
     distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
     joint = config.ramp * (step + distil_step) / 2 + (1 - config.ramp) * distil_step if config.learned else distil_step
     before, after = config.stage_steps
+    front_end = config.front_end_steps * step / 4  # both front ends alone: 0.23 of a step in a small model's run
     memory = peak_memory_mb(device)
     memory += 2 * 4 * count_parameters(job.stages.source.model) / 1e6  # Adam's two moments, which one step does not see
     return {
         "seconds_per_step": round(step, 4),
-        "estimated_seconds": round(joint * before + distil_step * after, 1),
+        "estimated_seconds": round(front_end + joint * before + distil_step * after, 1),
         "estimated_memory_mb": round(memory),
     }
 

@@ -1,5 +1,8 @@
 """A student made by hand in the place of what is left of a model: what removal has to be better than."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
 from diminuendo.families.filter_bank_input import with_filter_banks
@@ -13,17 +16,28 @@ from diminuendo.training.loop import Loop
 from diminuendo.training.two_stages import TwoStages
 
 
-def check_student(model: Model, source: Model, config: CompressConfig, total: float) -> None:
-    """UserError if none has the shape that is asked for, or is so small; `total` is the model's parameters.
+def check_student(model: Model, source: Model, config: CompressConfig, total: float) -> dict[str, Any]:
+    """What it will be; UserError if none has the shape that is asked for, or is so small.
 
-    source: the model, or the same with filter banks.
+    source: the model, or the same with filter banks. total: the model's parameters.
     """
-    plan(model, *_asked(model, source, config, total))
+    made, layers = plan(model, *_asked(model, source, config, total))
     if family_of(model).is_recogniser(model) and blank_of(model) != model.config.vocab_size - 1:
         raise UserError(
             f"--method student: MODEL's blank is {blank_of(model)}, a new head has it last; take another method, or "
             "new --tokens"
         )
+    return _described(made, layers)
+
+
+def _described(config: Any, layers: Sequence[int]) -> dict[str, Any]:
+    return {
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "ffn": config.intermediate_size,
+        "begun_as_layers": list(layers),
+    }
 
 
 def student_of(stages: TwoStages, trainer: Loop) -> Model:
@@ -43,14 +57,7 @@ def student_of(stages: TwoStages, trainer: Loop) -> Model:
         **trainer.carried,
         "heads": {},
         "shape": None,
-        "student": {
-            "layers": made.num_hidden_layers,
-            "width": made.hidden_size,
-            "heads": made.num_attention_heads,
-            "ffn": made.intermediate_size,
-            "begun_as_layers": list(student.layers),
-            "copied": student.copied,
-        },
+        "student": _described(made, student.layers) | {"copied": student.copied},
         "expected_before_selection": count_parameters(model) / count_parameters(source),
         "removal_error": None,
     }
