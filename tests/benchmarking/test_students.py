@@ -16,6 +16,7 @@ from benchmarks.synergy.bench import Places, lay_out
 from diminuendo.api import pretrain
 from diminuendo.errors import UserError
 from diminuendo.training.config import LoopConfig
+from diminuendo.training.progress import Diverged
 
 FEW = {"seconds_per_batch": 2.0}
 DEV = {Cell(Encoder(student, loss, heard)).name: 0.5 for student in STUDENTS for loss in LOSSES for heard in INPUTS}
@@ -92,6 +93,23 @@ def test_encoders_then_recognisers_are_made_once_and_the_table_has_them(
     assert len(answers) == 2  # there are no pairs
     assert [len(some) for some in (tenth, sentences)] == [3, 3]
     assert table.missing(places, read) == ([], True)
+
+
+def test_of_an_encoder_that_diverged_there_is_no_recogniser_and_the_rest_goes_on(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(Encoder("deep-thin", "regression"))
+    monkeypatch.setattr(bench, "first", lambda: [cell])
+    monkeypatch.setattr(bench, "then", lambda dev: [])
+
+    def diverges(*_: Any, **__: Any) -> None:
+        raise Diverged("the loss is nan")
+
+    monkeypatch.setattr(make, "compress_to_result", diverges)
+    bench.worker(places, 0)
+    row = json.loads(places.result(cell.name).read_text())
+    assert row["failed"] == "its encoder's training diverged"
+    bench.check(places)
 
 
 def test_a_tenth_of_the_texts_is_of_train_alone(places: Places) -> None:

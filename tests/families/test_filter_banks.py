@@ -5,11 +5,12 @@ from pathlib import Path
 import kaldi_native_fbank
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCTC, Speech2TextFeatureExtractor
 
 from conformance.test_removal import gated_and_removed
+from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
-from diminuendo.families import family_of, load, model_inputs
+from diminuendo.families import family_of, load, load_feature_extractor, model_inputs
 from diminuendo.families.filter_bank_input import hears_filter_banks, with_filter_banks
 from diminuendo.families.filter_banks import FULL_SCALE, filter_bank_extractor, filter_bank_frames, filter_banks
 from diminuendo.profiling.count import count_macs_per_second
@@ -55,6 +56,35 @@ def test_features_are_those_that_kaldi_streams() -> None:
     heard = expected.exp() > 1e-4 * energy
     assert heard.float().mean() > 0.3
     assert (found - expected)[heard].abs().max() < 1e-4
+
+
+def test_what_stock_classes_ask_of_a_front_end_is_there(tmp_path: Path) -> None:
+    model = with_filter_banks(tiny_model("hubert", "base", ctc=True))
+    save(model, EXTRACTOR, tmp_path)
+    stock = AutoModelForCTC.from_pretrained(tmp_path, trust_remote_code=True)
+    assert stock.config.inputs_to_logits_ratio == 320  # in samples: by it pipelines put chunks together
+    assert tiny_model().config.inputs_to_logits_ratio == 320
+    stock.freeze_feature_encoder()
+    front_end = "feature_extractor."
+    assert {name for name, value in stock.named_parameters() if not value.requires_grad} == {
+        name for name, _ in stock.named_parameters() if front_end in name
+    }
+    inputs = model_inputs(EXTRACTOR, two_clips()[0][:1], torch.tensor([8000]))
+    assert "attention_mask" not in inputs
+    labels = torch.tensor([[1, 2]])
+    masked = inputs | {"attention_mask": torch.ones(1, inputs["input_features"].shape[1], dtype=torch.long)}
+    assert stock.eval()(**inputs, labels=labels).loss == stock(**masked, labels=labels).loss
+
+
+def test_an_extractor_of_other_filter_banks_is_refused_and_none_is_taken_for_waveforms(tmp_path: Path) -> None:
+    save(with_filter_banks(tiny_model()), EXTRACTOR, tmp_path)
+    assert load_feature_extractor(tmp_path).to_dict() == EXTRACTOR.to_dict()
+    Speech2TextFeatureExtractor(do_ceptral_normalize=True).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="other filter banks than diminuendo gives"):
+        load_feature_extractor(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="reads features and has no feature extractor"):
+        load_feature_extractor(tmp_path)
 
 
 def test_of_a_clip_shorter_than_a_frame_there_is_none() -> None:

@@ -13,10 +13,12 @@ from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtract
 import diminuendo
 from diminuendo import api, cli_text
 from diminuendo.errors import Interrupted, UserError
+from diminuendo.export.huggingface import save
 from diminuendo.families import load_feature_extractor, model_inputs
 from diminuendo.families.filter_bank_input import hears_filter_banks
+from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.front_end import FrontEndDistillation, hearing_filter_banks
-from diminuendo.training.hearing import Hearing
+from diminuendo.training.hearing import Hearing, hearing_of
 from diminuendo.training.removing import Source
 from spoken import spoken_corpus
 from tiny import QUIET, compress, interrupt, micro_encoder, tiny_model, weights
@@ -59,7 +61,7 @@ def test_a_run_meets_its_budget_opens_in_transformers_and_is_the_same_when_it_wa
         found = model(**model_inputs(ours, audio[None], torch.tensor([len(audio)]))).last_hidden_state
     assert torch.allclose(theirs, found, atol=1e-4)
 
-    for at in (2, 7):
+    for at in (2, 7):  # in the stage of the front end, and in the one behind it
         out = tmp_path / f"stopped-{at}"
         with monkeypatch.context() as patch:
             interrupt(patch, at)
@@ -67,6 +69,11 @@ def test_a_run_meets_its_budget_opens_in_transformers_and_is_the_same_when_it_wa
                 compress(teacher_folder, audio_folder, out, **given)
         compress(teacher_folder, audio_folder, out, resume=True, **given)
         assert weights(out) == weights(tmp_path / "whole")
+        results = [json.loads((one / "result.json").read_text()) for one in (out, tmp_path / "whole")]
+        for one in results:
+            for key in ("out", "seconds", "cpu_seconds"):
+                del one[key]
+        assert results[0] == results[1]
         steps = [line["total_step"] for line in logged(out)]
         assert steps == sorted(set(steps))
         assert steps[:4] == [-3, -2, -1, 0]
@@ -114,6 +121,43 @@ def test_clips_are_louder_and_softer_for_a_model_that_hears_filter_banks_alone()
     assert level.min() < 0 < level.max()
     own = hearing.inputs(teacher.model, teacher.extractor, waveforms, lengths, 0, 0)["input_values"]
     assert torch.equal(own, waveforms)
+
+
+def test_a_run_hears_levels_in_every_stage() -> None:
+    model = hearing_filter_banks(Source(tiny_model(), Wav2Vec2FeatureExtractor()), 0).model
+    for task in (None, "ctc"):
+        assert hearing_of(CompressConfig(level=6.0, task=task), model).level == 6.0
+
+
+def test_a_front_end_hears_levels(teacher_folder: Path, audio_folder: Path, tmp_path: Path) -> None:
+    losses = []
+    for level in (0.0, 20.0):
+        out = tmp_path / f"{level:g}"
+        compress(teacher_folder, audio_folder, out, input="fbank", input_steps=2, level=level)
+        losses.append([line["loss"] for line in logged(out) if line["stage"] == "front_end"])
+    assert losses[0] != losses[1]
+
+
+def test_a_model_without_a_layer_can_hear_filter_banks(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    compress(teacher_folder, audio_folder, tmp_path / "shallow", method="layerdrop", keep="params=0.8")
+    compress(tmp_path / "shallow", audio_folder, tmp_path / "small", input="fbank", keep="params=0.9")
+    model = diminuendo.load(tmp_path / "small")
+    assert hears_filter_banks(model)
+    before = diminuendo.load(tmp_path / "shallow").config.diminuendo["shape"]
+    gone = {name for name, kept in before.items() if kept == 0}
+    assert gone
+    assert gone <= {name for name, kept in model.config.diminuendo["shape"].items() if kept == 0}
+
+
+def test_a_model_of_other_frames_is_refused(audio_folder: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    config = type(model.config)(**model.config.to_dict() | {"conv_stride": [*model.config.conv_stride[:-1], 1]})
+    save(type(model)(config), Wav2Vec2FeatureExtractor(), tmp_path / "fast")
+    with pytest.raises(UserError, match=r"filter banks give 499 frames for 10 s, MODEL has \d+; leave --input out"):
+        compress(tmp_path / "fast", audio_folder, tmp_path / "small", input="fbank")
+    assert not (tmp_path / "small").exists()
 
 
 def test_a_recogniser_learns_its_task_from_filter_banks_and_transcribes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 from diminuendo.errors import UserError
 from diminuendo.families.build import FORMAT
 from diminuendo.families.family import Family, Model
+from diminuendo.families.filter_banks import filter_bank_extractor
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.families.registry import family_of_type
 from diminuendo.modules.ragged import Ragged
@@ -149,6 +150,14 @@ def load_feature_extractor(source: str | os.PathLike[str]) -> Any:
             f"MODEL {source}: its feature extractor cannot be read ({_reason(error)}); expected the "
             "preprocessor_config.json that belongs to it"
         ) from error
+    ours = filter_bank_extractor()
+    if isinstance(extractor, type(ours)) and any(
+        getattr(extractor, name) != getattr(ours, name) for name in ("do_ceptral_normalize", "num_mel_bins", "dither")
+    ):
+        raise UserError(
+            f"MODEL {source}: its preprocessor_config.json has other filter banks than diminuendo gives; expected "
+            f"{ours.num_mel_bins} bands, neither normalised nor dithered"
+        )
     if extractor.sampling_rate != SAMPLING_RATE:
         raise UserError(
             f"MODEL {source} hears audio of {extractor.sampling_rate} Hz; supported are models of {SAMPLING_RATE} Hz"
@@ -157,7 +166,9 @@ def load_feature_extractor(source: str | os.PathLike[str]) -> Any:
 
 
 def _default_extractor(source: str) -> Any:
-    if not family_of_type(str(_config_dict(source).get("model_type"))).reads_waveforms:
+    values = _config_dict(source)
+    hears_features = (values.get("diminuendo") or {}).get("input") == "fbank"
+    if hears_features or not family_of_type(str(values.get("model_type"))).reads_waveforms:
         raise UserError(
             f"MODEL {source} reads features and has no feature extractor; expected the preprocessor_config.json that "
             "belongs to it"

@@ -48,6 +48,10 @@ class FilterBankFrontEnd(nn.Module):
             hidden = layer(hidden)
         return hidden
 
+    def _freeze_parameters(self) -> None:
+        """What `freeze_feature_encoder` of the stock classes calls."""
+        self.requires_grad_(False)
+
     @staticmethod
     def frames(samples: Any) -> Any:
         """How many frames a number of samples gives, as many as the convolutions."""
@@ -65,8 +69,14 @@ def stands_for(channels: int, writes: int) -> dict[str, Any]:
 
 
 def as_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Hook: what extractors of filter banks call input_features is what the stock classes read as input_values."""
+    """Hook: what extractors of filter banks call input_features is what the stock classes read as input_values.
+
+    Where there are labels and no mask, they would count bands, and not frames.
+    """
     named = dict(kwargs)
     if "input_features" in named:
         named["input_values"] = named.pop("input_features")
+    if named.get("labels") is not None and named.get("attention_mask") is None:
+        heard = named["input_values"] if "input_values" in named else args[0]
+        named["attention_mask"] = torch.ones(heard.shape[:2], dtype=torch.long, device=heard.device)
     return args, named

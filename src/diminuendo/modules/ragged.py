@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .filter_bank import FilterBankFrontEnd, as_values
+from .filter_bank import HOP, STRIDES, FilterBankFrontEnd, as_values
 from .low_rank import LowRank
 from .residual import Residual
 
@@ -132,6 +132,13 @@ class RaggedConfig:
             values["diminuendo"][self.sentinel] = values[self.sentinel]
             values[self.sentinel] = "compressed by diminuendo: load with trust_remote_code=True or diminuendo.load"
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def inputs_to_logits_ratio(self) -> int:
+        """Samples a frame, by which transformers' pipeline puts chunks together."""
+        if self.diminuendo.get("input") == "fbank":  # type: ignore[attr-defined]
+            return HOP * STRIDES[0]
+        return super().inputs_to_logits_ratio  # type: ignore[misc,no-any-return]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -156,7 +156,9 @@ def dry_run(
         least = smallest_cost(job.cost, config.budget.kind, config.round_to)
         reached = {"smallest_possible": least, "smallest_possible_kept": least / job.total}
     measured = _measured(job, device)
-    log.info("%s", _sentence(measured, config))
+    # Of both front ends alone: 0.23 of another step, as a small model had it.
+    measured["estimated_seconds"] += round(config.front_end_steps * measured["seconds_per_step"] / 4, 1)
+    log.info("%s", _sentence(measured, config, config.front_end_steps))
     return {
         "budget": config.keep,
         "total": job.total,
@@ -282,22 +284,23 @@ def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
     distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
     joint = config.ramp * (step + distil_step) / 2 + (1 - config.ramp) * distil_step if config.learned else distil_step
     before, after = config.stage_steps
-    front_end = config.front_end_steps * step / 4  # both front ends alone: 0.23 of a step in a small model's run
     memory = peak_memory_mb(device)
     memory += 2 * 4 * count_parameters(job.stages.source.model) / 1e6  # Adam's two moments, which one step does not see
     return {
         "seconds_per_step": round(step, 4),
-        "estimated_seconds": round(front_end + joint * before + distil_step * after, 1),
+        "estimated_seconds": round(joint * before + distil_step * after, 1),
         "estimated_memory_mb": round(memory),
     }
 
 
-def _sentence(measured: Mapping[str, Any], config: CompressConfig) -> str:
+def _sentence(measured: Mapping[str, Any], config: CompressConfig, front_end: int = 0) -> str:
+    """front_end: the steps of a front end that are still to come."""
     before, after = config.stage_steps
-    joint = f"{before:,} joint and " if config.learned else ""
+    first = f"{front_end:,} front end and " if front_end else ""
+    first += f"{before:,} joint and " if config.learned else ""
     after += 0 if config.learned else before
     return (
-        f"about {duration_text(measured['estimated_seconds'])} for {joint}{after:,} distillation steps, "
+        f"about {duration_text(measured['estimated_seconds'])} for {first}{after:,} distillation steps, "
         f"{measured['estimated_memory_mb']:,} MB (from one step)"
     )
 

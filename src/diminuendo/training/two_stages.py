@@ -176,7 +176,8 @@ class TwoStages:
             head = config.head_free
             return removed_again(self.source, shape, config.fixed_kinds, factored=config.factored, head=head)
         objective, config = self._joint_objective(trainer.accelerator.device), self.config
-        at_start = self._sampling_at_start(objective)
+        if "sampling_at_start" not in trainer.carried:
+            trainer.carried["sampling_at_start"] = self._sampling_at_start(objective)
         multipliers = list(objective.multipliers.parameters())
         schedule = self._first_schedule()
         groups = [
@@ -187,6 +188,7 @@ class TwoStages:
         stage = Stage("joint", config.steps, objective, groups, after_step=objective.clamp, texts=self._texts)
         skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=self.crops)
         removed, facts = self._remove(objective)
+        at_start = trainer.carried["sampling_at_start"]
         trainer.carried = {**facts, "sampling_at_start": at_start, "skipped": skipped}
         return removed
 
