@@ -38,7 +38,7 @@ def texts_of(places: Places, text: Text) -> Path:
 
 
 def lay_out_tenth(places: Places) -> None:
-    """Every tenth of the train utterances, drawn by chance, beside all of dev and test."""
+    """A tenth of the train utterances, drawn by chance, beside all of dev and test."""
     manifest = texts_of(places, "tenth")
     if manifest.is_file():
         return
@@ -94,7 +94,7 @@ def _result(places: Places, cell: Cell, start: Path) -> dict[str, Any]:
 
 
 def check(places: Places) -> None:
-    """UserError if results are of other settings or another teacher than those would be that are made now."""
+    """Lays out the tenth. UserError if results are of other settings or another teacher than would be made now."""
     lay_out_tenth(places)
     teacher = model_fingerprint(make.TEACHER)
     chosen, _ = grid(places)

@@ -92,9 +92,7 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
     """
     ranked, more = best(dev), range(1, SEEDS)
     either = [replace(encoder, input=heard) for encoder in ranked for heard in INPUTS]
-    tenth = [
-        Cell(replace(ranked[0], loss=loss, seed=seed), "tenth") for seed in range(SEEDS) for loss in ("both", *LOSSES)
-    ]
+    tenth = [Cell(replace(ranked[0], loss=loss, seed=seed), "tenth") for seed in range(SEEDS) for loss in LOSSES]
     seeds = [Cell(replace(encoder, seed=seed)) for encoder in either for seed in more]
     sentences = [Cell(encoder, "sentences") for encoder in (*either, WHOLE)]
     untaught = [Cell(Encoder(student, "none")) for student in STUDENTS if student != "pruned"]

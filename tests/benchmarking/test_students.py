@@ -13,8 +13,10 @@ from benchmarks.students.cells import INPUTS, LOSSES, STUDENTS, WHOLE, Cell, Enc
 from benchmarks.synergy import bench as synergy_bench
 from benchmarks.synergy.bench import Places, lay_out
 
-from diminuendo.api import pretrain
+from diminuendo.api import pretrain, source_of
 from diminuendo.errors import UserError
+from diminuendo.families.filter_bank_input import with_filter_banks
+from diminuendo.profiling.count import count_parameters
 from diminuendo.training.config import LoopConfig
 from diminuendo.training.progress import Diverged
 
@@ -110,6 +112,16 @@ def test_of_an_encoder_that_diverged_there_is_no_recogniser_and_the_rest_goes_on
     row = json.loads(places.result(cell.name).read_text())
     assert row["failed"] == "its encoder's training diverged"
     bench.check(places)
+
+
+def test_filter_banks_leave_a_student_its_shape_and_take_what_its_front_end_had(places: Places) -> None:
+    teacher = source_of(make.TEACHER).model
+    saved = count_parameters(teacher) - count_parameters(with_filter_banks(teacher))
+    waveform, fbank = (
+        1e3 * float(make.budget(make.TEACHER, heard).removeprefix("params=").removesuffix("k")) for heard in INPUTS
+    )
+    assert saved != 0
+    assert waveform - fbank == pytest.approx(saved, abs=0.01)
 
 
 def test_a_tenth_of_the_texts_is_of_train_alone(places: Places) -> None:

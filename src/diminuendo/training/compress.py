@@ -157,7 +157,8 @@ def dry_run(
         reached = {"smallest_possible": least, "smallest_possible_kept": least / job.total}
     measured = _measured(job, device)
     # Of both front ends alone: 0.23 of another step, as a small model had it.
-    measured["estimated_seconds"] += round(config.front_end_steps * measured["seconds_per_step"] / 4, 1)
+    front_end = config.front_end_steps * measured["seconds_per_step"] / 4
+    measured["estimated_seconds"] = round(measured["estimated_seconds"] + front_end, 1)
     log.info("%s", _sentence(measured, config, config.front_end_steps))
     return {
         "budget": config.keep,
