@@ -17,12 +17,13 @@ from benchmarks.students.cells import WHOLE, Cell, Encoder, Text, first, then
 from benchmarks.synergy.bench import Places
 from benchmarks.workers import Job, quiet_worker, work_off
 
-TASKS: dict[Text, str] = {"words": "task", "tenth": "task", "sentences": "task-sentences"}
+TASKS: dict[Text, str] = {"words": "task", "tenth": "task", "longer": "task", "sentences": "task-sentences"}
 PART = 10
+ENCODERS = "student-encoders"
 
 
 def encoder_of(places: Places, encoder: Encoder) -> Path:
-    return make.TEACHER if encoder == WHOLE else places.work / "student-encoders" / encoder.name
+    return make.TEACHER if encoder == WHOLE else places.work / ENCODERS / encoder.name
 
 
 def model_of(work: Path, name: str) -> Path:
@@ -34,7 +35,7 @@ def texts_of(places: Places, text: Text) -> Path:
     """What is recognised; with a tenth of the texts the same dev and test clips."""
     if text == "sentences":
         return places.sentences
-    return places.words if text == "words" else places.work / "words-tenth.jsonl"
+    return places.work / "words-tenth.jsonl" if text == "tenth" else places.words
 
 
 def lay_out_tenth(places: Places) -> None:
@@ -65,14 +66,21 @@ def grid(places: Places) -> tuple[list[Cell], bool]:
     return list(dict.fromkeys([*first(), *then(dev)])), True
 
 
+def made(places: Places, name: str) -> bool:
+    """Whether its result is there, and of an encoder the model too, without which no recogniser can begin."""
+    result, model = places.result(name), places.work / ENCODERS / name
+    if not result.is_file() or not name.startswith("encoder_"):
+        return result.is_file()
+    return "failed" in json.loads(result.read_text()) or (model / "config.json").is_file()
+
+
 def jobs(places: Places, chosen: list[Cell]) -> dict[str, Job]:
     """What can be made by now: of every cell its encoder, and once that is there the recogniser."""
-    found: dict[str, Job] = {
-        name: partial(task, texts_of(places, text)) for text, name in TASKS.items() if text != "tenth"
-    }
+    texts: tuple[Text, ...] = ("words", "sentences")
+    found: dict[str, Job] = {TASKS[text]: partial(task, texts_of(places, text)) for text in texts}
     for cell in chosen:
         encoder, at = cell.encoder, encoder_of(places, cell.encoder)
-        if encoder == WHOLE or places.result(encoder.name).is_file():
+        if encoder == WHOLE or made(places, cell.name) or made(places, encoder.name):
             found[cell.name] = partial(_result, places, cell, at)
         else:
             found[encoder.name] = partial(_encoder, places, encoder, at)
@@ -116,4 +124,4 @@ def worker(places: Places, number: int) -> None:
         found = jobs(places, chosen)
         return found, all_known and all(cell.name in found for cell in chosen)
 
-    work_off(ready, lambda name: places.result(name).is_file(), save, places.work / "locks")
+    work_off(ready, partial(made, places), save, places.work / "locks")

@@ -7,9 +7,10 @@ from typing import Any, Literal
 Student = Literal["deep-thin", "shallow-wide", "pruned", "whole"]
 Loss = Literal["regression", "discriminative", "both", "none"]
 Input = Literal["waveform", "fbank"]
-Text = Literal["words", "tenth", "sentences"]
+Text = Literal["words", "tenth", "longer", "sentences"]
 
-STUDENTS: tuple[Student, ...] = ("deep-thin", "shallow-wide", "pruned")
+MADE_BY_HAND: tuple[Student, ...] = ("deep-thin", "shallow-wide")
+STUDENTS: tuple[Student, ...] = (*MADE_BY_HAND, "pruned")
 LOSSES: tuple[Loss, ...] = ("regression", "discriminative", "both")
 INPUTS: tuple[Input, ...] = ("waveform", "fbank")
 SEEDS = 3
@@ -40,7 +41,10 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Cell:
-    """One recogniser: an encoder, and the texts that it learned from: connected words, a tenth of them, sentences."""
+    """One recogniser: an encoder, and the texts that it learned from: connected words, a tenth of them, sentences.
+
+    "longer" is connected words, for three times the steps.
+    """
 
     encoder: Encoder
     text: Text = "words"
@@ -88,13 +92,15 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
     """What follows from the word errors on dev of all of `first`, the most telling first.
 
     More seeds of every student by its best loss, of either input; the best student by every loss with a tenth of the
-    texts; sentences; students that were only made, not taught; and more seeds of plain regression.
+    texts; more seeds of plain regression into students made by hand; sentences; longer training; and students that
+    were only made, not taught.
     """
     ranked, more = best(dev), range(1, SEEDS)
     either = [replace(encoder, input=heard) for encoder in ranked for heard in INPUTS]
     tenth = [Cell(replace(ranked[0], loss=loss, seed=seed), "tenth") for seed in range(SEEDS) for loss in LOSSES]
     seeds = [Cell(replace(encoder, seed=seed)) for encoder in either for seed in more]
     sentences = [Cell(encoder, "sentences") for encoder in (*either, WHOLE)]
-    untaught = [Cell(Encoder(student, "none")) for student in STUDENTS if student != "pruned"]
-    regression = [Cell(Encoder(student, "regression", seed=seed)) for student in STUDENTS for seed in more]
-    return list(dict.fromkeys([*seeds[:4], *tenth, *seeds[4:], *sentences, *untaught, *regression]))
+    untaught = [Cell(Encoder(student, "none")) for student in MADE_BY_HAND]
+    regression = [Cell(Encoder(student, "regression", seed=seed)) for student in MADE_BY_HAND for seed in more]
+    longer = [Cell(encoder, "longer") for encoder in either]
+    return list(dict.fromkeys([*seeds[:4], *tenth, *seeds[4:], *regression, *sentences, *longer, *untaught]))

@@ -40,6 +40,10 @@ FINE_TUNING: dict[str, Any] = {
 }
 
 
+# Times the steps: what filter banks need to have as much time as the waveform has.
+LONGER = 3
+
+
 @cache
 def budget(teacher: Path, heard: Input) -> str:
     """What an encoder keeps: of filter banks what is left of it when they are in the place of convolutions."""
@@ -66,7 +70,8 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
 
 
 def fine_tuning(cell: Cell) -> dict[str, Any]:
-    return FINE_TUNING | {"seed": cell.encoder.run_seed}
+    longer = {"steps": LONGER * FINE_TUNING["steps"]} if cell.text == "longer" else {}
+    return FINE_TUNING | longer | {"seed": cell.encoder.run_seed}
 
 
 def encoder(one: Encoder, unlabelled: Path, out: Path) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def test_encoders_then_recognisers_are_made_once_and_the_table_has_them(
         Cell(Encoder("pruned", "discriminative")),
         Cell(Encoder("pruned", "regression", "fbank")),
     ]
-    later = [Cell(first[1].encoder, "tenth"), Cell(WHOLE, "sentences"), Cell(Encoder("shallow-wide", "none"))]
+    again = [Cell(first[1].encoder, "tenth"), Cell(first[2].encoder, "longer")]
+    later = [*again, Cell(WHOLE, "sentences"), Cell(Encoder("shallow-wide", "none"))]
     seen: list[dict[str, float]] = []
     monkeypatch.setattr(bench, "first", lambda: first)
     monkeypatch.setattr(bench, "then", lambda dev: (seen.append(dict(dev)), later)[1])
@@ -82,7 +83,7 @@ def test_encoders_then_recognisers_are_made_once_and_the_table_has_them(
         assert all(0.7 * kept < size <= kept for size in of_input), (kept, of_input)
     read = table.read(places.results)
     table.measure_latency(read, places.work, places.results)
-    words, answers, tenth, sentences = (part.splitlines() for part in table.sections(places.results)[1::2])
+    words, answers, tenth, longer, sentences = (part.splitlines() for part in table.sections(places.results)[1::2])
     assert [line.split(" | ")[0] for line in words[2:]] == [
         "| the teacher, whole",
         "| deep and thin",
@@ -93,7 +94,7 @@ def test_encoders_then_recognisers_are_made_once_and_the_table_has_them(
     ]
     assert all(line.split(" | ")[7] for line in words[2:])  # every one is timed
     assert len(answers) == 2  # there are no pairs
-    assert [len(some) for some in (tenth, sentences)] == [3, 3]
+    assert [len(some) for some in (tenth, longer, sentences)] == [3, 3, 3]
     assert table.missing(places, read) == ([], True)
 
 
@@ -122,6 +123,17 @@ def test_filter_banks_leave_a_student_its_shape_and_take_what_its_front_end_had(
     )
     assert saved != 0
     assert waveform - fbank == pytest.approx(saved, abs=0.01)
+
+
+def test_an_encoder_that_was_lost_is_made_again_where_a_recogniser_needs_it(places: Places) -> None:
+    cell = Cell(Encoder("deep-thin", "regression"))
+    places.results.mkdir()
+    places.result(cell.encoder.name).write_text("{}")
+    assert cell.encoder.name in bench.jobs(places, [cell])
+    assert not bench.made(places, cell.encoder.name)
+    places.result(cell.name).write_text("{}")
+    assert cell.encoder.name not in bench.jobs(places, [cell])
+    assert bench.made(places, cell.name)
 
 
 def test_a_tenth_of_the_texts_is_of_train_alone(places: Places) -> None:
@@ -166,8 +178,35 @@ def test_what_follows_is_the_best_on_dev() -> None:
     for encoder in ranked:
         for heard in INPUTS:
             assert Cell(replace(encoder, input=heard), "sentences") in following
+            assert Cell(replace(encoder, input=heard), "longer") in following
             assert all(Cell(replace(encoder, input=heard, seed=seed)) in following for seed in (1, 2))
     assert not set(following) & set(cells.first())
+
+
+def test_longer_training_is_of_the_same_words_for_more_steps() -> None:
+    cell = Cell(Encoder("pruned", "both"))
+    longer = replace(cell, text="longer")
+    places = Places(Path("speech"), Path("work"), Path("results"))
+    assert bench.texts_of(places, longer.text) == bench.texts_of(places, cell.text)
+    assert make.fine_tuning(longer) == make.fine_tuning(cell) | {"steps": 4800}
+
+
+def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also_at_as_much_time() -> None:
+    values = {"wer": {"errors": [1.0] * 6}}
+    rows: dict[str, Any] = {
+        cell.name: values | {"dev_wer": 0.1 if cell.encoder == Encoder("pruned", "both") else 0.5}
+        for cell in cells.first()
+    }
+    longer = Cell(Encoder("deep-thin", "both", "fbank"), "longer")
+    found = Results(rows | {longer.name: values}, torch.full((6,), 2.0), ["a", "b"] * 3, {})
+    asked = [(one, other) for _, one, other in table.questions(found)]
+    assert (longer, Cell(Encoder("deep-thin", "both"))) in asked
+    assert {one.text for one, _ in asked} == {"words", "longer"}
+    best = [other.encoder for one, other in asked[-4:] if one == Cell(Encoder("pruned", "both"))]
+    assert {(encoder.student, encoder.loss) for encoder in best} >= {
+        ("deep-thin", "regression"),
+        ("shallow-wide", "regression"),
+    }
 
 
 def test_students_are_compared_over_the_seeds_that_both_have() -> None:
