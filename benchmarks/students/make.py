@@ -9,11 +9,8 @@ from benchmarks.record import RESULTS
 from benchmarks.students.cells import Cell, Encoder, Input, Student
 from benchmarks.synergy.make import RECOGNITION
 from diminuendo.api import compress_to_result, finetune, source_of
-from diminuendo.export.huggingface import save
 from diminuendo.families.filter_bank_input import with_filter_banks
 from diminuendo.profiling.count import count_parameters
-from diminuendo.students.shape import parse_shape
-from diminuendo.students.student import make_student
 
 TEACHER = RESULTS / "encoder" / "teacher"
 # Of the teacher: so that its convolutions on the waveform are as large a part of a student as HuBERT Base's are of a
@@ -55,9 +52,7 @@ def budget(teacher: Path, heard: Input) -> str:
 
 
 def encoder_settings(encoder: Encoder) -> dict[str, Any]:
-    """Of its distillation; nothing where there is none."""
-    if encoder.loss == "none":
-        return {}
+    """Of its distillation."""
     after = STEPS // 3
     settings = BATCHES | LOSSES[encoder.loss] | {"seed": encoder.run_seed, "keep": budget(TEACHER, encoder.input)}
     settings |= {"steps": STEPS - after, "distil_steps": after}
@@ -77,24 +72,10 @@ def fine_tuning(cell: Cell) -> dict[str, Any]:
 def encoder(one: Encoder, unlabelled: Path, out: Path) -> dict[str, Any]:
     """One encoder, made in `out`."""
     settings = encoder_settings(one)
-    if settings:
-        result = told(
-            compress_to_result(
-                str(TEACHER), unlabelled, out, recipe=RECIPES[one.student], resume=True, loop=QUIET, **settings
-            )
-        )
-    else:
-        result = _untaught(one, out)
-    return {"encoder": one.name, "settings": settings, **result, **sizes(out)}
-
-
-def _untaught(one: Encoder, out: Path) -> dict[str, Any]:
-    """The student as it begins."""
-    teacher = source_of(TEACHER)
-    params = KEEP * count_parameters(teacher.model)
-    student = make_student(teacher.model, parse_shape(one.student), params, seed=one.run_seed)
-    save(student.model, teacher.extractor, out)
-    return {"cpu_seconds": 0.0}
+    result = compress_to_result(
+        str(TEACHER), unlabelled, out, recipe=RECIPES[one.student], resume=True, loop=QUIET, **settings
+    )
+    return {"encoder": one.name, "settings": settings, **told(result), **sizes(out)}
 
 
 def cell(one: Cell, start: Path, texts: Path, out: Path) -> dict[str, Any]:

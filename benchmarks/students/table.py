@@ -30,7 +30,6 @@ from benchmarks.students.cells import (
     Cell,
     Encoder,
     Input,
-    Loss,
     Student,
     Text,
     best,
@@ -83,8 +82,7 @@ def both_seeds(found: Results, one: Cell, other: Cell) -> tuple[list[str], list[
 
 
 def encoders() -> list[Encoder]:
-    losses: tuple[Loss, ...] = (*LOSSES, "none")
-    return [WHOLE, *(Encoder(student, loss, heard) for heard in INPUTS for student in STUDENTS for loss in losses)]
+    return [WHOLE, *(Encoder(student, loss, heard) for heard in INPUTS for student in STUDENTS for loss in LOSSES)]
 
 
 def table(text: Text, found: Results) -> str:
@@ -105,7 +103,7 @@ def _line(cell: Cell, found: Results) -> str:
     times = {count: _latency(found, replace(cell, text="words"), count) for count in THREADS}
     cells = [
         NAMES[encoder.student],
-        "" if encoder == WHOLE else "none" if encoder.loss == "none" else encoder.loss,
+        "" if encoder == WHOLE else encoder.loss,
         HEARD[encoder.input],
         f"{sum(values) / len(values):.1f} ({mean_interval([row['wer'] for row in rows], 'wer')}{spread})",
         against,
@@ -141,11 +139,9 @@ def questions(found: Results) -> list[tuple[str, Cell, Cell]]:
     for student in STUDENTS:
         for loss in LOSSES:
             one, banks = (Cell(Encoder(student, loss, heard)) for heard in INPUTS)
-            longer, longer_banks = (replace(cell, text="longer") for cell in (one, banks))
             what = f"{NAMES[student]}, {loss}"
             asked.append((f"{what}: filter banks than the waveform", banks, one))
-            asked.append((f"{what}: filter banks than the waveform, both longer", longer_banks, longer))
-            asked.append((f"{what}: filter banks, longer, than the waveform", longer_banks, one))
+            asked.append((f"{what}: filter banks, longer, than the waveform", replace(banks, text="longer"), one))
     for heard in INPUTS:
         for loss in LOSSES:
             deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)
