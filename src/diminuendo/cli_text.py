@@ -55,7 +55,7 @@ def students_text(result: dict[str, Any]) -> str:
     head = (
         f"{'--student':<14}{'layers':>7}{'width':>6}{'heads':>6}{'ffn':>6}{'parameters':>13}{'M MACs/s':>10}{'ms':>8}"
     )
-    lines = [f"{head}  of the teacher's"]
+    lines = [f"{head}  copied from the teacher"]
     for row in result["students"]:
         if "error" in row:
             lines.append(f"{row['student']:<14}{row['error']}")

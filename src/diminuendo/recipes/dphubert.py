@@ -12,6 +12,6 @@ def dphubert() -> CompressConfig:
 
         diminuendo compress facebook/hubert-base-ls960 DATA --recipe dphubert --out small/
 
-    That run was not made here; what small models gave is in README.md and docs/LOG.md.
+    That run was not made here; what small models gave is in docs/results.md and docs/LOG.md.
     """
     return CompressConfig()
