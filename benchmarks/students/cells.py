@@ -102,4 +102,4 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
     sentences = [Cell(encoder, "sentences") for encoder in (*either, WHOLE)]
     regression = [Cell(Encoder(student, "regression", seed=seed)) for student in MADE_BY_HAND for seed in more]
     longer = [Cell(encoder, "longer") for encoder in either if encoder.input == "fbank"]
-    return list(dict.fromkeys([*seeds[:4], *tenth, *seeds[4:], *sentences, *longer, *regression]))
+    return list(dict.fromkeys([*seeds[:4], *tenth, *longer, *seeds[4:], *sentences, *regression]))
