@@ -177,9 +177,9 @@ def test_what_follows_is_the_best_on_dev() -> None:
     assert tenth == {Encoder("pruned", loss, "fbank", seed) for loss in LOSSES for seed in range(3)}
     for encoder in ranked:
         for heard in INPUTS:
-            assert Cell(replace(encoder, input=heard), "sentences") in following
             assert all(Cell(replace(encoder, input=heard, seed=seed)) in following for seed in (1, 2))
         assert Cell(replace(encoder, input="fbank"), "longer") in following
+        assert Cell(encoder, "sentences") in following
     assert not set(following) & set(cells.first())
 
 
