@@ -141,7 +141,9 @@ def questions(found: Results) -> list[tuple[str, Cell, Cell]]:
             one, banks = (Cell(Encoder(student, loss, heard)) for heard in INPUTS)
             what = f"{NAMES[student]}, {loss}"
             asked.append((f"{what}: filter banks than the waveform", banks, one))
-            asked.append((f"{what}: filter banks, longer, than the waveform", replace(banks, text="longer"), one))
+            longer, longer_banks = (replace(cell, text="longer") for cell in (one, banks))
+            asked.append((f"{what}: filter banks, longer, than the waveform", longer_banks, one))
+            asked.append((f"{what}: filter banks than the waveform, both longer", longer_banks, longer))
     for heard in INPUTS:
         for loss in LOSSES:
             deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)

@@ -180,6 +180,7 @@ def test_what_follows_is_the_best_on_dev() -> None:
             assert all(Cell(replace(encoder, input=heard, seed=seed)) in following for seed in (1, 2))
         assert Cell(replace(encoder, input="fbank"), "longer") in following
         assert Cell(encoder, "sentences") in following
+    assert Cell(replace(ranked[0], input="waveform"), "longer") in following
     assert not set(following) & set(cells.first())
 
 
