@@ -3,12 +3,12 @@
     python -m benchmarks.students.table                                     # of the results that are kept here
     python -m benchmarks.students.table --results DIRECTORY --latency WORK  # of your own
 
-As Markdown: the grid, what it says of losses, shapes and inputs on the same clips, a tenth of the texts, three times
-the steps, and sentences. Word errors are on clips of speakers that nothing was trained on, of sentences phone errors of
-voices that were; with 95 % bootstrap intervals over clips. Of several seeds, which are counted, means are given;
-intervals are of these models for other clips or speakers, not for other trainings. Latency is of 10 s, batch 1, from
-the waveform on, median of passes in turn; the real-time factor is that on one thread. CPU minutes are of distillation
-and fine-tuning, without the teacher's. What is not there is named.
+As Markdown: the grid, what it says of shapes and inputs on the same clips, a tenth of the texts, three times the steps,
+and sentences; the best of words on dev beside others. Word errors are on clips of speakers that nothing was trained on,
+of sentences phone errors of voices that were; with 95 % bootstrap intervals over clips. Of several seeds, which are
+counted, means are given; intervals are of these models for other clips or speakers, not for other trainings. Latency is
+of 10 s, batch 1, from the waveform on, median of passes in turn; the real-time factor is that on one thread. CPU
+minutes are of distillation and fine-tuning, without the teacher's. What is not there is named.
 """
 
 import argparse
@@ -133,8 +133,8 @@ def _latency(found: Results, cell: Cell, threads: int) -> float | None:
     return sum(times) / len(times) if times else None
 
 
-def questions(found: Results) -> list[tuple[str, Cell, Cell]]:
-    """What is compared: inputs, also at as much training time, a loss, a shape; and the best with plain ones."""
+def questions() -> list[tuple[str, Cell, Cell]]:
+    """What is compared: inputs, also at as much training time, and shapes."""
     asked = []
     for student in STUDENTS:
         for loss in LOSSES:
@@ -150,30 +150,39 @@ def questions(found: Results) -> list[tuple[str, Cell, Cell]]:
             how = f"{loss}, {HEARD[heard]}"
             asked.append((f"{how}: shallow and wide than deep and thin", wide, deep))
             asked.append((f"{how}: deep and thin than pruned jointly", deep, pruned))
-    asked += _with_best(found)
-    return [one for one in asked if both_seeds(found, *one[1:])[0]]
+    return asked
 
 
-def _with_best(found: Results) -> list[tuple[str, Cell, Cell]]:
-    """What was best on dev with the other students at their best, and with plain regression into one made by hand."""
+def with_best(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
+    """What was best on dev with the other students at their best, plain regression into one made by hand, the teacher.
+
+    Best of words, whatever the text.
+    """
     if not all(cell.name in found.rows for cell in first()):
         return []
     ranked = best({cell.name: found.rows[cell.name]["dev_wer"] for cell in first()})
     others = [*ranked[1:], *(Encoder(student, "regression") for student in MADE_BY_HAND)]
     names = {one: f"{NAMES[one.student]}, {one.loss}, {HEARD[one.input]}" for one in (*ranked, *others)}
-    return [(f"{names[ranked[0]]}, than {names[one]}", Cell(ranked[0]), Cell(one)) for one in dict.fromkeys(others)]
+    names[WHOLE] = NAMES["whole"]
+    return [
+        (f"{names[ranked[0]]}, than {names[one]}", Cell(ranked[0], text), Cell(one, text))
+        for one in dict.fromkeys([*others, WHOLE])
+    ]
 
 
-def answers(found: Results) -> str:
+def answers(found: Results, asked: Sequence[tuple[str, Cell, Cell]]) -> str:
+    """Of those of which both are there; nothing if there are none."""
     lines = ["| than | more errors, points | by speakers | relative, % | less time |", "|" + " --- |" * 5]
-    for title, one, other in questions(found):
+    for title, one, other in asked:
         ours, others = both_seeds(found, one, other)
+        if not ours:
+            continue
         points, by_speakers, relative = more_errors(found, ours, others)
         times = [_latency(found, replace(cell, text="words"), 1) for cell in (one, other)]
         saved = f"{1 - times[0] / times[1]:.0%}" if times[0] and times[1] else ""
         counted = f", {len(ours)} seeds" if len(ours) > 1 else ""
         lines.append(f"| {title}{counted} | {points} | {by_speakers} | {relative} | {saved} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def missing(places: Places, found: Results) -> tuple[list[str], bool]:
@@ -194,10 +203,12 @@ def measure_latency(found: Results, work: Path, folder: Path) -> None:
 
 
 def sections(folder: Path) -> Sequence[str]:
-    found = read(folder, TASKS["words"])
-    blocks = [(title, table(text, read(folder, TASKS[text]))) for text, title in TITLES.items()]
-    blocks.insert(1, ("On the same clips", answers(found)))
-    return [part for title, block in blocks for part in (f"**{title}**", block)]
+    parts = []
+    for text, title in TITLES.items():
+        found = read(folder, TASKS[text])
+        asked = [*(questions() if text == "words" else []), *with_best(found, text)]
+        parts += [f"**{title}**", table(text, found), answers(found, asked)]
+    return [part for part in parts if part]
 
 
 def main() -> None:
