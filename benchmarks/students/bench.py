@@ -89,16 +89,16 @@ def jobs(places: Places, chosen: list[Cell]) -> dict[str, Job]:
 
 def _encoder(places: Places, encoder: Encoder, out: Path) -> dict[str, Any]:
     otherwise = {"encoder": encoder.name, "settings": make.encoder_settings(encoder)}
-    made = partial(make.encoder, encoder, places.unlabelled, out)
-    return {"teacher": model_fingerprint(make.TEACHER), **unless_diverged(encoder.name, made, otherwise)}
+    job = partial(make.encoder, encoder, places.unlabelled, out)
+    return {"teacher": model_fingerprint(make.TEACHER), **unless_diverged(encoder.name, job, otherwise)}
 
 
 def _result(places: Places, cell: Cell, start: Path) -> dict[str, Any]:
     otherwise = {"cell": cell.as_dict(), "settings": make.fine_tuning(cell)}
     if cell.encoder != WHOLE and "failed" in json.loads(places.result(cell.encoder.name).read_text()):
         return {"teacher": model_fingerprint(make.TEACHER), **otherwise, "failed": "its encoder's training diverged"}
-    made = partial(make.cell, cell, start, texts_of(places, cell.text), model_of(places.work, cell.name))
-    return {"teacher": model_fingerprint(make.TEACHER), **unless_diverged(cell.name, made, otherwise)}
+    job = partial(make.cell, cell, start, texts_of(places, cell.text), model_of(places.work, cell.name))
+    return {"teacher": model_fingerprint(make.TEACHER), **unless_diverged(cell.name, job, otherwise)}
 
 
 def check(places: Places) -> None:

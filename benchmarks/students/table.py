@@ -3,12 +3,12 @@
     python -m benchmarks.students.table                                     # of the results that are kept here
     python -m benchmarks.students.table --results DIRECTORY --latency WORK  # of your own
 
-As Markdown: the grid, what it says of shapes and inputs on the same clips, a tenth of the texts, three times the steps,
-and sentences; the best of words on dev beside others. Word errors are on clips of speakers that nothing was trained on,
-of sentences phone errors of voices that were; with 95 % bootstrap intervals over clips. Of several seeds, which are
-counted, means are given; intervals are of these models for other clips or speakers, not for other trainings. Latency is
-of 10 s, batch 1, from the waveform on, median of passes in turn; the real-time factor is that on one thread. CPU
-minutes are of distillation and fine-tuning, without the teacher's. What is not there is named.
+As Markdown: the grid, what it says of losses, shapes, inputs on the same clips, a tenth of the texts, three times the
+steps, and sentences; the best of words on dev beside others. Word errors are on clips of speakers that nothing was
+trained on, of sentences phone errors of voices that were; with 95 % bootstrap intervals over clips. Of several seeds,
+which are counted, means are given; intervals are of these models for other clips or speakers, not for other trainings.
+Latency is of 10 s, batch 1, from the waveform on, median of passes in turn; the real-time factor is that on one thread.
+CPU minutes are of distillation and fine-tuning, without the teacher's. What is not there is named.
 """
 
 import argparse
@@ -150,6 +150,19 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             how = f"{loss}, {HEARD[heard]}"
             asked.append((f"{how}: shallow and wide than deep and thin", wide, deep))
             asked.append((f"{how}: deep and thin than pruned jointly", deep, pruned))
+            asked.append((f"{how}: shallow and wide than pruned jointly", wide, pruned))
+    return asked
+
+
+def losses(text: Text) -> list[tuple[str, Cell, Cell]]:
+    """Every loss beside plain regression."""
+    asked = []
+    for heard in INPUTS:
+        for student in STUDENTS:
+            plain, *others = (Cell(Encoder(student, loss, heard), text) for loss in LOSSES)
+            for one in others:
+                title = f"{NAMES[student]}, {HEARD[heard]}: {one.encoder.loss} than regression"
+                asked.append((title, one, plain))
     return asked
 
 
@@ -206,7 +219,7 @@ def sections(folder: Path) -> Sequence[str]:
     parts = []
     for text, title in TITLES.items():
         found = read(folder, TASKS[text])
-        asked = [*(questions() if text == "words" else []), *with_best(found, text)]
+        asked = [*(questions() if text == "words" else []), *losses(text), *with_best(found, text)]
         parts += [f"**{title}**", table(text, found), answers(found, asked)]
     return [part for part in parts if part]
 

@@ -208,6 +208,9 @@ def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also
     plain = [f"{table.NAMES[student]}, regression, waveform" for student in ("deep-thin", "shallow-wide")]
     assert {line.partition("than ")[2] for line in best} >= {*plain, table.NAMES["whole"]}
     assert table.answers(found, table.with_best(found, "tenth")) == ""
+    asked = [(one, other) for _, one, other in table.losses("tenth")]
+    assert (Cell(Encoder("deep-thin", "both"), "tenth"), Cell(Encoder("deep-thin", "regression"), "tenth")) in asked
+    assert len(asked) == len(STUDENTS) * len(INPUTS) * (len(LOSSES) - 1)
 
 
 def test_students_are_compared_over_the_seeds_that_both_have() -> None:
