@@ -169,18 +169,23 @@ def losses(text: Text) -> list[tuple[str, Cell, Cell]]:
 def with_best(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
     """What was best on dev with the other students at their best, plain regression into one made by hand, the teacher.
 
-    Best of words, whatever the text.
+    Of either input, each with the same of the others; best of words, whatever the text.
     """
     if not all(cell.name in found.rows for cell in first()):
         return []
     ranked = best({cell.name: found.rows[cell.name]["dev_wer"] for cell in first()})
-    others = [*ranked[1:], *(Encoder(student, "regression") for student in MADE_BY_HAND)]
-    names = {one: f"{NAMES[one.student]}, {one.loss}, {HEARD[one.input]}" for one in (*ranked, *others)}
-    names[WHOLE] = NAMES["whole"]
-    return [
-        (f"{names[ranked[0]]}, than {names[one]}", Cell(ranked[0], text), Cell(one, text))
-        for one in dict.fromkeys([*others, WHOLE])
-    ]
+    asked = []
+    for heard in INPUTS:
+        ours = replace(ranked[0], input=heard)
+        others = [*ranked[1:], *(Encoder(student, "regression") for student in MADE_BY_HAND)]
+        for one in dict.fromkeys([*(replace(other, input=heard) for other in others), WHOLE]):
+            asked.append((f"{_title(ours)}, than {_title(one)}", Cell(ours, text), Cell(one, text)))
+    return asked
+
+
+def _title(encoder: Encoder) -> str:
+    name = NAMES[encoder.student]
+    return name if encoder == WHOLE else f"{name}, {encoder.loss}, {HEARD[encoder.input]}"
 
 
 def answers(found: Results, asked: Sequence[tuple[str, Cell, Cell]]) -> str:
@@ -204,10 +209,14 @@ def missing(places: Places, found: Results) -> tuple[list[str], bool]:
     return [cell.name for cell in cells if cell.name not in found.rows], complete
 
 
+def timed(found: Results) -> list[str]:
+    """One seed's recognisers of words."""
+    return [cell.name for encoder in encoders() if (cell := Cell(encoder)).name in found.rows]
+
+
 def measure_latency(found: Results, work: Path, folder: Path) -> None:
-    """Of one seed's recognisers of words, in turn."""
-    wanted = [cell.name for encoder in encoders() if (cell := Cell(encoder)).name in found.rows]
-    sources = {name: source_of(model_of(work, name)) for name in wanted if model_of(work, name).is_dir()}
+    """Of all that are timed, in turn."""
+    sources = {name: source_of(model_of(work, name)) for name in timed(found)}
     passes = {name: hearing(one.model.eval(), one.extractor, 10.0) for name, one in sources.items()}
     times = {
         f"{name}@{threads}": value for threads in THREADS for name, value in median_ms(passes, PASSES, threads).items()
@@ -230,7 +239,11 @@ def main() -> None:
     parser.add_argument("--latency", type=Path, metavar="WORK", help="measure the models in this folder first")
     given = parser.parse_args()
     if given.latency:
-        measure_latency(read(given.results), given.latency, given.results)
+        found = read(given.results)
+        lost = [name for name in timed(found) if not model_of(given.latency, name).is_dir()]
+        if lost:
+            parser.error(f"{given.latency} lacks models whose latency would be forgotten: {', '.join(lost)}")
+        measure_latency(found, given.latency, given.results)
     print(*sections(given.results), sep="\n\n", end="\n\n")
     names, complete = missing(Places(Path(), Path(), given.results), read(given.results))
     if names:

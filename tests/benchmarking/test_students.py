@@ -211,6 +211,9 @@ def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also
     best = [line.split(" | ")[0] for line in lines if line.startswith("| pruned jointly, both, waveform, than")]
     plain = [f"{table.NAMES[student]}, regression, waveform" for student in ("deep-thin", "shallow-wide")]
     assert {line.partition("than ")[2] for line in best} >= {*plain, table.NAMES["whole"]}
+    banks = Encoder("pruned", "both", "fbank")
+    of_banks = {other.encoder for _, one, other in table.with_best(found, "longer") if one == Cell(banks, "longer")}
+    assert of_banks == {WHOLE, *(Encoder(student, "regression", "fbank") for student in cells.MADE_BY_HAND)}
     assert table.answers(found, table.with_best(found, "tenth")) == ""
     asked = [(one, other) for _, one, other in table.losses("tenth")]
     assert (Cell(Encoder("deep-thin", "both"), "tenth"), Cell(Encoder("deep-thin", "regression"), "tenth")) in asked
@@ -236,3 +239,16 @@ def test_students_are_compared_over_the_seeds_that_both_have() -> None:
     assert cell[3] == "8.3 (10.0 to 20.0)"
     assert cell[4].startswith("-16.7 (")
     assert cell[5:] == ["1", "1", "20.0", "10.0", "0.0020", "3.0 |"]
+
+
+def test_latencies_that_are_kept_are_not_forgotten_for_those_of_fewer_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{Cell(WHOLE).name}.json").write_text(json.dumps({"params": 1}))
+    (tmp_path / "latency.json").write_text(kept := json.dumps({"p50_ms": {f"{Cell(WHOLE).name}@1": 50.0}}))
+    monkeypatch.setattr("sys.argv", ["table", "--results", str(tmp_path), "--latency", str(tmp_path / "work")])
+    with pytest.raises(SystemExit) as stopped:
+        table.main()
+    assert stopped.value.code == 2
+    assert Cell(WHOLE).name in capsys.readouterr().err
+    assert (tmp_path / "latency.json").read_text() == kept
