@@ -18,6 +18,7 @@ TEACHER = RESULTS / "encoder" / "teacher"
 KEEP = 0.11
 STEPS = 1200
 FRONT_END_STEPS = 200  # before those
+FRONT_END_RATE = 1e-2
 RECIPES: dict[Student, str] = {"deep-thin": "deep-thin", "shallow-wide": "shallow-wide", "pruned": "dphubert"}
 RATES: dict[Student, float] = {"deep-thin": 4e-3, "shallow-wide": 4e-3, "pruned": 4e-3}
 BATCHES: dict[str, Any] = {"seconds_per_batch": 10.0, "max_seconds": 4.0, "precision": "bf16"}
@@ -57,7 +58,7 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
     settings = BATCHES | LOSSES[encoder.loss] | {"seed": encoder.run_seed, "keep": budget(TEACHER, encoder.input)}
     settings |= {"steps": STEPS - after, "distil_steps": after}
     if encoder.input == "fbank":
-        settings |= {"input": "fbank", "input_steps": FRONT_END_STEPS}
+        settings |= {"input": "fbank", "input_steps": FRONT_END_STEPS, "input_learning_rate": FRONT_END_RATE}
     rate = RATES[encoder.student]
     if encoder.student == "pruned":  # the second stage has half of the rate, as in the grid of encoders
         return settings | {"learning_rate": rate, "distil_learning_rate": rate / 2}

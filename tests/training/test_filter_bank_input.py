@@ -82,7 +82,7 @@ def test_a_run_meets_its_budget_opens_in_transformers_and_is_the_same_when_it_wa
 def test_a_front_end_learns_what_the_convolutions_gave(
     teacher_folder: Path, audio_folder: Path, tmp_path: Path
 ) -> None:
-    compress(teacher_folder, audio_folder, tmp_path / "small", input="fbank", input_steps=150, input_learning_rate=1e-2)
+    compress(teacher_folder, audio_folder, tmp_path / "small", input="fbank", input_steps=150)
     losses = [line["loss"] for line in logged(tmp_path / "small") if line["stage"] == "front_end"]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
@@ -102,7 +102,8 @@ def test_its_loss_is_the_difference_of_two_front_ends_over_the_frames_of_a_clip(
         with torch.no_grad():
             own = student.model.feature_extractor(inputs[0]["input_features"])
             its = teacher.model.feature_extractor(inputs[1]["input_values"])
-        parts.append((own - its).abs().transpose(1, 2)[0])
+        read = [teacher.model.feature_projection.layer_norm(front.transpose(1, 2)) for front in (own, its)]
+        parts.append((read[0] - read[1]).abs()[0])
     assert found.item() == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
 
 

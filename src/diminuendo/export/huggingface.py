@@ -100,6 +100,14 @@ def _forget_paths(config: Path) -> None:
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
+def _forget_extractor(processor: Path) -> None:
+    """Takes out what a processor says of its feature extractor: transformers would read that, not the model's own."""
+    if processor.is_file():
+        values = json.loads(processor.read_text())
+        values.pop("feature_extractor", None)
+        processor.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
 def _copy_tokenizer(source: str, directory: Path) -> None:
     """The tokenizer's files; its class and the processor's by name, as transformers knows them by the model type."""
     try:
@@ -107,6 +115,7 @@ def _copy_tokenizer(source: str, directory: Path) -> None:
             found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
             if found is not None:
                 shutil.copyfile(found, directory / name)
+        _forget_extractor(directory / "processor_config.json")
         if not any((directory / name).is_file() for name in ("vocab.json", "tokenizer.json")):
             log.warning("%s has no vocab.json or tokenizer.json: the recogniser comes without a tokenizer", source)
             return

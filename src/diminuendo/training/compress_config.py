@@ -72,7 +72,7 @@ class CompressConfig(RecognitionConfig):
     student: str | None = None
     input: Input = "own"
     input_steps: int | None = None
-    input_learning_rate: float = 1e-3
+    input_learning_rate: float = 1e-2
     rounds: int = 1
     steps: int = 5000
     distil_steps: int | None = None
