@@ -210,6 +210,8 @@ FINETUNE = ["finetune", "{model}", "{audio}", "--out", "{root}/out"]
         (["profile", "{empty}"], "no config.json"),
         (["profile", "{model}", "--seconds", "0.01"], "too short"),
         (["profile", "{model}", "--seconds", "inf"], "expected the length of a clip"),
+        (["students", "{model}", "--seconds", "0.001"], "too short"),
+        (["students", "{model}", "--seconds", "nan"], "expected the length of a clip"),
         (["evaluate", "{model}", "{audio}", "--device", "tpu"], "expected auto, cpu or cuda"),
         (["report", "{empty}", "--out", "{root}/report.html"], "no run"),
         (["sensitivity", "{model}", "{audio}", "--seconds", "0"], "expected how much audio"),

@@ -51,6 +51,11 @@ __all__ = [
 ]
 
 
+def recipe_for(student: str | None) -> str:
+    """The recipe where none is named: that of a student that has one, else DPHuBERT's."""
+    return student if student in RECIPES else "dphubert"
+
+
 def compress_config(recipe: str = "dphubert", **overrides: Any) -> CompressConfig:
     """A recipe's configuration with single values replaced; None leaves the recipe's. A student is a method."""
     if recipe not in RECIPES:
@@ -66,7 +71,7 @@ def compress_to_result(
     out: str | Path,
     *,
     keep: Keep | None = None,
-    recipe: str = "dphubert",
+    recipe: str | None = None,
     teacher: str | Path | Model | None = None,
     split: str | None = None,
     resume: bool = False,
@@ -78,9 +83,11 @@ def compress_to_result(
     """Compresses a model into the directory `out` and returns the run's result, which is there as result.json too.
 
     keep: the budget, like {"params": 0.25}, "params=23.5M" or {"latency": "40ms"}. settings: fields of CompressConfig,
-    which replace the recipe's. With `dry_run` nothing is written, and what the run would take is returned. A model that
-    is given as an object is left in evaluation mode and on the run's device. Raises UserError for wrong input.
+    which replace the recipe's (None for "dphubert", or that of a student that has one). With `dry_run` nothing is
+    written, and what the run would take is returned. A model that is given as an object is left in evaluation mode and
+    on the run's device. Raises UserError for wrong input.
     """
+    recipe = recipe_for(settings.get("student")) if recipe is None else recipe
     config = compress_config(recipe, keep=None if keep is None else keep_text(keep), **settings)
     cuts = read_cuts(data, split)
     source = source_of(model)
@@ -186,12 +193,16 @@ def _probe(source: Source, data: str | Path, probe: str, seed: int, max_clips: i
 def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
     """Parameters, MACs, bytes, latency, real-time factor and peak memory; see profiling.latency."""
     loaded = source_of(model).model
+    _check_seconds(loaded, seconds)
+    return profile_model(loaded, seconds, threads, runs)
+
+
+def _check_seconds(model: Model, seconds: float) -> None:
     if not 0 < seconds < math.inf:
         raise UserError(f"--seconds {seconds:g}: expected the length of a clip in seconds; 10 is usual")
     samples = torch.tensor([round(seconds * SAMPLING_RATE)])
-    if int(family_of(loaded).frame_lengths(loaded, samples)) < 1:
+    if int(family_of(model).frame_lengths(model, samples)) < 1:
         raise UserError(f"--seconds {seconds:g} is too short for a frame of the model; 10 is usual")
-    return profile_model(loaded, seconds, threads, runs)
 
 
 def students(
@@ -199,6 +210,7 @@ def students(
 ) -> list[dict[str, Any]]:
     """The students made by hand that a budget in parameters allows, and their costs; see students.candidates."""
     loaded = source_of(model).model
+    _check_seconds(loaded, seconds)
     budget = parse_budget(keep_text(keep))
     if budget.kind != "params":
         raise UserError(f"--keep {budget}: a student is of some number of parameters; give --keep params=...")

@@ -58,7 +58,13 @@ def compress(
     keep: Annotated[
         str | None, typer.Option(help="Like params=0.25, params=23.5M, macs=1.2G/s or latency=40ms.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A complete configuration; flags override single values.")] = "dphubert",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A complete configuration; flags override single values.",
+            show_default="dphubert, or what --student names",
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="l0, lowrank, l0+lowrank learn what goes; random, magnitude, taylor, layerdrop do not."),

@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor, AutoTokenizer, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import (
+    AutoFeatureExtractor,
+    AutoProcessor,
+    AutoTokenizer,
+    Speech2TextFeatureExtractor,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+)
 
 import diminuendo
 from conformance.test_removal import gated_and_removed
 from diminuendo.export.huggingface import save, travelling_files
-from diminuendo.families import family_of
+from diminuendo.families import family_of, load_feature_extractor
+from diminuendo.families.filter_bank_input import with_filter_banks
+from diminuendo.families.filter_banks import filter_bank_extractor
 from tiny import VARIANTS, extractor_of, forward_inputs, output_of, tiny_model
 
 WITHOUT_PACKAGE = """
@@ -164,6 +174,20 @@ def test_a_recognisers_tokenizer_travels_and_decodes_the_same(tmp_path: Path) ->
     travelled = Wav2Vec2Processor.from_pretrained(tmp_path / "small")
     tokens = output_of(model).argmax(-1)
     assert travelled.batch_decode(tokens) == original.batch_decode(tokens)
+
+
+def test_a_processors_extractor_does_not_take_the_place_of_the_models_own(tmp_path: Path) -> None:
+    processor(tmp_path / "original").save_pretrained(tmp_path / "original")
+    said = json.loads((tmp_path / "original" / "processor_config.json").read_text())
+    assert "feature_extractor" in said
+    model = with_filter_banks(tiny_model("hubert", ctc=True))
+    save(model, filter_bank_extractor(), tmp_path / "small", tokenizer_of=str(tmp_path / "original"))
+    for opened in (
+        AutoFeatureExtractor.from_pretrained(tmp_path / "small"),
+        AutoProcessor.from_pretrained(tmp_path / "small").feature_extractor,
+        load_feature_extractor(tmp_path / "small"),
+    ):
+        assert isinstance(opened, Speech2TextFeatureExtractor)
 
 
 def test_a_tokenizer_that_is_known_by_its_model_type_travels_with_its_name_and_special_tokens(tmp_path: Path) -> None:

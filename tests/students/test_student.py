@@ -170,6 +170,16 @@ def test_shapes_that_cannot_be_are_refused_in_one_line(text: str, says: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_too_large_is_told_what_to_do_about_it() -> None:
+    teacher, larger = tiny_model(), parse_shape("layers=9,width=64")
+    with pytest.raises(UserError, match="as many as its teacher has; ask for fewer layers"):
+        make_student(teacher, larger, size(teacher))
+    with pytest.raises(UserError, match="may have; allow more parameters, or ask for fewer layers"):
+        make_student(teacher, larger, size(teacher) - 1)
+    with pytest.raises(UserError, match="beside its encoder a model has as much as it may; allow more parameters"):
+        make_student(teacher, NAMED["thin"], -4)
+
+
 def test_the_student_of_a_recogniser_is_that_of_its_encoder() -> None:
     teacher = tiny_model(ctc=True)
     students = [make_student(model, NAMED["thin"], 15_000).model for model in (teacher, teacher.hubert)]

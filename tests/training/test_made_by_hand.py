@@ -12,6 +12,8 @@ import diminuendo
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
+from diminuendo.training.compress_config import CompressConfig
+from diminuendo.training.own_prediction import last_head
 from spoken import spoken_corpus
 from tiny import QUIET, extractor_of, interrupt, micro_encoder, tiny_model, weights
 
@@ -93,3 +95,64 @@ def test_batch_norms_learn_statistics_in_layers_that_are_drawn_anew_and_keep_tho
     means = [module.running_mean for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
     assert means
     assert all(bool(mean.any()) == by_batch for mean in means)
+
+
+def test_a_student_with_a_recipe_of_its_name_learns_by_that_unless_another_is_named(
+    encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    learned = []
+    for given in ({}, {"recipe": "dphubert"}):
+        out = tmp_path / str(len(learned))
+        api.compress_to_result(encoder, corpus, out, student="shallow-wide", keep="params=0.9", **SETTINGS | given)
+        learned.append(json.loads((out / "run.json").read_text())["config"])
+    assert [(one["maps"], one["cosine"], one["distil_learning_rate"]) for one in learned] == [
+        ("last", "log_sigmoid", 5e-4),
+        ("shared", "one_minus", 1e-4),
+    ]
+
+
+def test_what_diverges_is_told_the_rate_that_it_learns_at(encoder: Path, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--set distil_learning_rate=1e-4"):
+        compress(encoder, corpus, tmp_path / "small", task="ctc", student="thin", distil_learning_rate=1e30)
+
+
+def test_the_new_head_of_a_student_learns_at_the_rate_of_new_heads(corpus: Path, tmp_path: Path, encoder: Path) -> None:
+    compress(encoder, corpus, tmp_path / "asr", task="ctc", student="thin")
+    still = {"student": "thin", "distil_learning_rate": 1e-30, "weight_decay": 0.0}
+    heads = []
+    for rate in (1e-30, 1e-1):
+        compress(tmp_path / "asr", corpus, tmp_path / f"{rate}", head_learning_rate=rate, **still)
+        heads.append(diminuendo.load(tmp_path / f"{rate}").ctc_head.weight)
+    assert not torch.allclose(*heads, atol=1e-2)
+
+
+def test_the_weights_that_are_said_make_the_loss_of_the_terms_that_are_logged(
+    encoder: Path, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights_given = {
+        "regression_weight": 0.5,
+        "cosine_weight": 2.0,
+        "cluster_weight": 3.0,
+        "num_clusters": 4,
+        "torn_between": 2.0,
+    }
+    given = {"student": "thin", "discriminative": "projected", "cluster_seconds": 6.0, **weights_given}
+    for name, more, said in (
+        ("hidden", {"task": None}, "0.5 x l1 + 1 x cosine + 3 x clusters"),
+        ("task", {"task": "ctc", "hidden_weight": 2.0, "task_weight": 0.1}, "1 x l1 + 2 x cosine + 6 x clusters"),
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            compress(encoder, corpus, tmp_path / name, **given, **more)
+        config = CompressConfig(**given, **more, method="student")
+        assert f"the loss is {said}" in caplog.text
+        for line in (tmp_path / name / "log.jsonl").read_text().splitlines():
+            values = json.loads(line)
+            total = sum(weight * values[term] for term, weight in config.term_weights.items())
+            assert total == pytest.approx(values["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("foreign", ["{}", "no json", "[1]", '{"config": 3}'])
+def test_what_another_tool_left_beside_a_model_is_no_pretraining(foreign: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(foreign)
+    assert last_head(str(tmp_path)) is None

@@ -14,6 +14,7 @@ import torch
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.profiling.count import count_parameters
 
 Copied = Literal["first", "spread", "none"]
 
@@ -88,6 +89,8 @@ def solved(teacher: Model, shape: StudentShape, params: float) -> Any:
     what the teacher does not have, or even the narrowest, or the one that was asked for, has more parameters.
     """
     config = encoder_config(teacher)
+    if params <= 0:
+        raise UserError(f"--student {shape}: beside its encoder a model has as much as it may; allow more parameters")
     if shape.copy in ("first", "spread"):
         if shape.heads is not None and shape.width is None:
             shape = replace(shape, width=shape.heads * _head(config))
@@ -103,9 +106,11 @@ def solved(teacher: Model, shape: StudentShape, params: float) -> Any:
     if least.num_hidden_layers * widths[0] * (widths[0] + least.intermediate_size) > params or (
         parameters_of(teacher, least) > params
     ):
+        larger = params >= count_parameters(teacher)
         raise UserError(
             f"--student {shape}: width {widths[0]} has more than the {params:,.0f} parameters that its encoder may "
-            "have; allow more parameters, or ask for fewer layers, heads or neurons"
+            f"have{', as many as its teacher has' * larger}; "
+            f"{'' if larger else 'allow more parameters, or '}ask for fewer layers, heads or neurons"
         )
 
     def size(width: int) -> float:

@@ -99,10 +99,11 @@ def compress(
 
     def train(trainer: Loop) -> tuple[dict[str, Any], Callable[[], None]]:
         accelerator = trainer.accelerator
+        terms = " + ".join(f"{weight:g} x {name}" for name, weight in job.config.term_weights.items())
+        log.info("the loss is %s", terms or job.config.objective)
         job.stages.teacher.model.to(accelerator.device)
         if config.discriminative is not None:
             job.stages.clusters = teacher_clusters(trainer, job.stages.teacher, job.stages.cuts, job.config)
-            log.info("%g x regression + %g x clusters are learned", config.regression_weight, config.cluster_weight)
         if config.input == "fbank":
             before = job.stages.before
             learn_front_end(trainer, job.stages.source, before, job.stages.cuts, job.config)

@@ -247,6 +247,20 @@ class CompressConfig(RecognitionConfig):
         return self.one_schedule and self.learned
 
     @property
+    def term_weights(self) -> dict[str, float]:
+        """What every term of the log is multiplied by in the loss; nothing where no teacher is listened to."""
+        if self.objective != "distillation":
+            return {}
+        hidden = 1.0 if self.task is None else self.hidden_weight
+        regression = hidden * (1.0 if self.discriminative is None else self.regression_weight)
+        found = {"l1": regression, "cosine": regression * self.cosine_weight}
+        if self.discriminative is not None:
+            found["clusters"] = hidden * self.cluster_weight
+        if self.task is not None:
+            found |= {"task": self.task_weight, "posteriors": self.posterior_weight or 0.0}
+        return {name: weight for name, weight in found.items() if weight}
+
+    @property
     def fixed_kinds(self) -> frozenset[str]:
         """Kinds of axes that the method leaves as they are."""
         free = {"layerdrop": {"sublayer"}, "lowrank": {"ranks"}}.get(self.method, set(get_args(AxisKind)))

@@ -75,7 +75,7 @@ def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet
     steps = config.front_end_steps
     schedule = warm_up_then_decay(steps, config.warm_up)
     group = Group([*front.parameters()], config.input_learning_rate, schedule, weight_decay=config.weight_decay)
-    stage = Stage(NAME, steps, objective, [group], offset=-steps)
+    stage = Stage(NAME, steps, objective, [group], offset=-steps, rate="input_learning_rate")
     return trainer.run_stage(stage, cuts, crop_to_shortest=config.crop_to_shortest, order=ORDER)
 
 

@@ -54,7 +54,8 @@ class Stage:
     """`module(waveforms, lengths, step, draw)` gives scalars, the one to minimise under `loss`; `step` is the run's.
 
     offset: steps of the stages before. after_step: called after every optimiser step.
-    texts: of a batch, the clips that can be used, and what they say, which the module is given too.
+    texts: of a batch, the clips that can be used, and what they say, which the module is given too. rate: the setting
+    that says how fast it learns.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     offset: int = 0
     after_step: Callable[[], None] = lambda: None
     texts: Callable[[Batch], tuple[Batch, Texts]] | None = None
+    rate: str = "learning_rate"
 
     def take(self, batches: Iterator[Batch]) -> tuple[Batch, tuple[Texts, ...]]:
         """The next batch of which a clip can be used."""
@@ -149,7 +151,7 @@ class Loop:
         accumulate = self.training.accumulate
         log_every = self.config.log_every or max(1, stage.steps // 200)
         checkpoint_every = self.config.checkpoint_every or max(1, stage.steps // 20)
-        meter = Meter(self.accelerator.num_processes, accumulate)
+        meter = Meter(self.accelerator.num_processes, accumulate, stage.rate)
         next_log, next_checkpoint = time.monotonic() + LOG_SECONDS, time.monotonic() + CHECKPOINT_SECONDS
         with ExitStack() as stack:
             asked = stack.enter_context(_deferred_interrupt())

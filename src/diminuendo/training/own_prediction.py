@@ -65,7 +65,7 @@ def labels_of(directory: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]
     Raises UserError if it did not make the directory.
     """
     run = Path(directory or "") / "run.json"
-    config = json.loads(run.read_text())["config"] if run.is_file() else {}
+    config = _configuration(run)
     name = FILES.get(config.get("objective", "clusters"))  # a pretraining from before there were two has clusters
     tensors = load_file(run.with_name(name)) if config and name and run.with_name(name).is_file() else {}
     if not (_complete_head(tensors) or _complete_clusters(tensors, config)):
@@ -74,6 +74,15 @@ def labels_of(directory: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]
             "and run.json), which `diminuendo pretrain` writes beside a model; pretrain it with this version"
         )
     return tensors, config
+
+
+def _configuration(run: Path) -> dict[str, Any]:
+    """What a run's file says; nothing where there is none, or one that others wrote."""
+    try:
+        config = json.loads(run.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _complete_head(tensors: Mapping[str, Tensor]) -> bool:

@@ -99,10 +99,10 @@ def tracked(items: Iterable[T], name: str, unit: str, quiet: bool, total: int | 
 
 
 class Meter:
-    """Means of scalars since the last look, and how much audio went by."""
+    """Means of scalars since the last look, and how much audio went by. rate: the setting that may be too high."""
 
-    def __init__(self, num_processes: int, accumulate: int = 1) -> None:
-        self.num_processes, self.accumulate = num_processes, accumulate
+    def __init__(self, num_processes: int, accumulate: int = 1, rate: str = "learning_rate") -> None:
+        self.num_processes, self.accumulate, self.rate = num_processes, accumulate, rate
         self._reset()
 
     def _reset(self) -> None:
@@ -128,7 +128,7 @@ class Meter:
             values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
             raise Diverged(
                 f"training diverged, or gradients did: {values}; a lower learning rate may help, like "
-                "--set learning_rate=1e-4, in another --out"
+                f"--set {self.rate}=1e-4, in another --out"
             )
 
     def take(self) -> dict[str, float]:
@@ -141,9 +141,12 @@ class Meter:
         return {**values, "audio_seconds_per_second": round(rate, 3), "seconds_per_step": round(step, 5)}
 
 
+TERMS = ("task", "l1", "cosine", "clusters", "posteriors")
+
+
 def describe(values: Mapping[str, Any]) -> str:
-    """`loss 0.412  kept 0.310 (target 0.250)  142 s/s`."""
-    parts = [f"loss {values['loss']:.3f}"]
+    """`loss 0.412  l1 0.301  cosine 0.111  kept 0.310 (target 0.250)  142 s/s`."""
+    parts = [f"{name} {values[name]:.3f}" for name in ("loss", *TERMS) if name in values]
     if "expected_kept" in values:
         parts.append(f"kept {values['expected_kept']:.3f} (target {values['target_kept']:.3f})")
     if "accuracy" in values:

@@ -123,7 +123,7 @@ class TwoStages:
     def _groups(self, objective: Any, rate: float, schedule: Schedule) -> list[Group]:
         """All that is trained; a new head has a rate of its own."""
         trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        new = self.clips is not None and self.clips.pupil.new
+        new = self.clips is not None and (self.clips.pupil.new or self.config.method == "student")
         inside = {id(parameter) for parameter in self.family.encoder(objective.student).parameters()}
         maps = {id(parameter) for parameter in getattr(objective, "distillation", nn.Module()).parameters()}
         head = [p for p in trained if new and id(p) not in inside and id(p) not in maps]
@@ -285,7 +285,8 @@ class TwoStages:
         if config.goes_on:
             schedule, rate = again(self._first_schedule(), offset, steps, config.distil_warm_up), config.learning_rate
         groups = self._groups(objective, rate, schedule)
-        stage = Stage(name, steps, objective, groups, offset=offset, texts=self._texts)
+        named = "learning_rate" if config.goes_on else "distil_learning_rate"
+        stage = Stage(name, steps, objective, groups, offset=offset, texts=self._texts, rate=named)
         order = 1 if name == "distil" else 2 + offset  # apart from the batches of other stages
         skipped = trainer.run_stage(stage, self.cuts, crop_to_shortest=self.crops, order=order)
         trainer.carried["skipped"] = skipped
