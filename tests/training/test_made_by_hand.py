@@ -118,7 +118,7 @@ def test_what_diverges_is_told_the_rate_that_it_learns_at(encoder: Path, corpus:
 
 def test_the_new_head_of_a_student_learns_at_the_rate_of_new_heads(corpus: Path, tmp_path: Path, encoder: Path) -> None:
     compress(encoder, corpus, tmp_path / "asr", task="ctc", student="thin")
-    still = {"student": "thin", "distil_learning_rate": 1e-30, "weight_decay": 0.0}
+    still = {"student": "thin", "tokens": None, "distil_learning_rate": 1e-30, "weight_decay": 0.0}
     heads = []
     for rate in (1e-30, 1e-1):
         compress(tmp_path / "asr", corpus, tmp_path / f"{rate}", head_learning_rate=rate, **still)

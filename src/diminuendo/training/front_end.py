@@ -2,7 +2,7 @@
 
 Wang et al., arXiv 2210.15631: by L1, the front end alone; then everything learns everything. Ours: by L1 after the
 layer norm that reads both. What convolutions give is far from 0 and differs by channel (in a tiny HuBERT 44 in the
-mean, up to 1,700), where a fresh front end would hardly come in as many steps; behind the norm scale does not matter.
+mean, up to 1,600), where a fresh front end would hardly come in as many steps; behind the norm scale does not matter.
 """
 
 import copy
