@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Wav2Vec2CTCTokenizer
+from transformers import AutoModel, Wav2Vec2CTCTokenizer
 
 import diminuendo
 from diminuendo import api
@@ -15,7 +15,7 @@ from diminuendo.export.huggingface import save
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.own_prediction import last_head
 from spoken import spoken_corpus
-from tiny import QUIET, extractor_of, interrupt, micro_encoder, tiny_model, weights
+from tiny import CLASSES, FAST_CONFORMERS, QUIET, STYLES, extractor_of, interrupt, micro_encoder, tiny_model, weights
 
 SETTINGS: dict[str, Any] = {"loop": QUIET, "steps": 8, "seconds_per_batch": 6.0, "tokens": "words", "round_to": 1}
 
@@ -156,3 +156,26 @@ def test_the_weights_that_are_said_make_the_loss_of_the_terms_that_are_logged(
 def test_what_another_tool_left_beside_a_model_is_no_pretraining(foreign: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(foreign)
     assert last_head(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("family", [*CLASSES, *FAST_CONFORMERS])
+def test_a_student_of_every_family_is_an_ordinary_model_of_it(family: str, audio_folder: Path, tmp_path: Path) -> None:
+    teacher = tiny_model(family, next(iter(STYLES[family])))
+    save(teacher, extractor := extractor_of(teacher), tmp_path / "teacher")
+    given = {"student": "deep-thin", "keep": "params=0.6", "steps": 2, "round_to": 1, "loop": QUIET}
+    result = api.compress_to_result(
+        tmp_path / "teacher", audio_folder, tmp_path / "small", seconds_per_batch=3, **given
+    )
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert "auto_map" not in config
+    assert not list((tmp_path / "small").glob("*.py"))
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (result["student"]["width"], 3)
+    assert config["hidden_size"] < teacher.config.hidden_size
+    heard = extractor(0.1 * torch.randn(16_000).numpy(), sampling_rate=16_000, return_tensors="pt")
+    ours = diminuendo.load(tmp_path / "small")
+    theirs, known = AutoModel.from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert not any(known[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.inference_mode():
+        found, same = (model.eval()(**heard).last_hidden_state for model in (ours, theirs))
+    assert found.shape[2] == config["hidden_size"]
+    assert torch.equal(found, same)
