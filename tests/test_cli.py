@@ -130,7 +130,7 @@ def test_json_prints_exactly_one_object_with_the_promised_keys(
     profiled = json.loads(printed)
     assert status == 0
     assert profiled["params"] == result["params"]["student"]
-    assert {"bytes", "latency_ms", "real_time_factor", "peak_memory_mb", "threads"} <= profiled.keys()
+    assert {"bytes", "latency_ms", "features_ms", "real_time_factor", "peak_memory_mb", "threads"} <= profiled.keys()
     status, printed, _ = run(capsys, monkeypatch, "report", out, "--out", inputs["root"] / "report.html", "--json")
     assert status == 0
     assert Path(json.loads(printed)["report"]).read_text().startswith("<!DOCTYPE html>")

@@ -191,10 +191,10 @@ def _probe(source: Source, data: str | Path, probe: str, seed: int, max_clips: i
 
 
 def profile(model: str | Path | Model, *, seconds: float = 10.0, threads: int = 1, runs: int = 20) -> dict[str, Any]:
-    """Parameters, MACs, bytes, latency, real-time factor and peak memory; see profiling.latency."""
-    loaded = source_of(model).model
-    _check_seconds(loaded, seconds)
-    return profile_model(loaded, seconds, threads, runs)
+    """Parameters, MACs, bytes, latency, features, real-time factor and peak memory; see profiling.latency."""
+    source = source_of(model)
+    _check_seconds(source.model, seconds)
+    return profile_model(source.model, source.extractor, seconds, threads, runs)
 
 
 def _check_seconds(model: Model, seconds: float) -> None:

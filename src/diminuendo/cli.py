@@ -252,7 +252,7 @@ def profile(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What MODEL costs: parameters, MACs, bytes, latency, real-time factor, memory."""
+    """What MODEL costs: parameters, MACs, bytes, latency, features, real-time factor, memory."""
     prepare(threads, quiet)
     from diminuendo import api
 

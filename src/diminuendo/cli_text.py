@@ -154,6 +154,7 @@ def profile_text(result: dict[str, Any]) -> str:
             f"MACs per second   {result['macs_per_second']:,.0f}",
             f"latency           {latency['p50']:.1f} ms median, {latency['p95']:.1f} ms p95 "
             f"({result['seconds']:g} s of audio, {result['threads']} threads)",
+            f"features          {result['features_ms']:.1f} ms median, before the model",
             f"real-time factor  {result['real_time_factor']:.4f}",
             f"peak memory       {result['peak_memory_mb']:,.0f} MB",
         ]

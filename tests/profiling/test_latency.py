@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Wav2Vec2FeatureExtractor
 
 from diminuendo.errors import UserError
 from diminuendo.profiling import latency
@@ -73,9 +74,9 @@ def test_no_threads_or_no_runs_are_refused(wrong):
 
 def test_a_profile_has_every_cost_with_macs_for_10_seconds_whatever_is_timed():
     model = tiny_model()
-    costs = profile(model, seconds=0.5, threads=1, runs=2)
+    costs = profile(model, Wav2Vec2FeatureExtractor(), seconds=0.5, threads=1, runs=2)
     assert costs.keys() == {
-        *("params", "macs_per_second", "bytes", "latency_ms"),
+        *("params", "macs_per_second", "bytes", "latency_ms", "features_ms"),
         *("real_time_factor", "peak_memory_mb", "threads", "seconds"),
     }
     assert costs["latency_ms"].keys() == {"p50", "p95"}
@@ -84,6 +85,16 @@ def test_a_profile_has_every_cost_with_macs_for_10_seconds_whatever_is_timed():
     assert costs["bytes"] == saved_bytes(model)
     assert costs["macs_per_second"] == count_macs_per_second(model, seconds=10)
     assert (costs["threads"], costs["seconds"]) == (1, 0.5)
+
+
+def test_features_are_timed_by_what_makes_them(monkeypatch):
+    heard = []
+    monkeypatch.setattr(latency, "model_inputs", lambda extractor, *clip: heard.append((extractor, *clip)))
+    clock = iter([0, 1e6, 0, 0, 0, 0, 0, 2, 0, 9, 0, 4])  # three that warm up, then 2, 9 and 4 seconds
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
+    assert latency._features_ms("its extractor", 0.5, 1, 3) == 4000
+    assert {extractor for extractor, *_ in heard} == {"its extractor"}
+    assert all(clip.shape == (1, 8000) and lengths.tolist() == [8000] for _, clip, lengths in heard)
 
 
 def test_the_parts_of_a_pass_add_up_to_it(monkeypatch):
