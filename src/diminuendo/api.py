@@ -1,5 +1,6 @@
 """The public functions: what the command line does, from Python."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from diminuendo.evaluation.probes import encoder_features, run_probe
 from diminuendo.evaluation.sensitivity import audio_batches, measure
 from diminuendo.families import Model, family_of, load
 from diminuendo.families.inputs import SAMPLING_RATE
-from diminuendo.given import Keep, given, keep_text, placed, read_settings, source_of
+from diminuendo.given import Keep, given, keep_text, placed, read_settings, source_of, unused
 from diminuendo.profiling.count import count_parameters
 from diminuendo.profiling.latency import profile as profile_model
 from diminuendo.pruning.budget import parse_budget
@@ -30,6 +31,8 @@ from diminuendo.training.device import device_type
 from diminuendo.training.pretrain_config import BestRQConfig, PretrainConfig, config_class
 from diminuendo.training.progress import tracked
 from diminuendo.training.removing import Source
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Keep",
@@ -89,6 +92,8 @@ def compress_to_result(
     """
     recipe = recipe_for(settings.get("student")) if recipe is None else recipe
     config = compress_config(recipe, keep=None if keep is None else keep_text(keep), **settings)
+    for sentence in unused(config, RECIPES[recipe](), settings):
+        log.warning("%s", sentence)
     cuts = read_cuts(data, split)
     source = source_of(model)
     taught_by = None if teacher is None else source_of(teacher)

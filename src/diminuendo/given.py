@@ -1,7 +1,7 @@
 """What users give: models, budgets and settings, as the library takes them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,11 +11,42 @@ from pydantic import TypeAdapter, ValidationError
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, family_of, load, load_feature_extractor
+from diminuendo.training.compress_config import LEARNED, CompressConfig
 from diminuendo.training.config import TrainingConfig
 from diminuendo.training.device import device_type
 from diminuendo.training.removing import Source
 
 Keep = str | Mapping[str, float | str]
+_LEARNS = f"only methods that learn what goes ({', '.join(LEARNED)}) use it"
+USES: tuple[tuple[str, Callable[[CompressConfig], bool], tuple[str, ...]], ...] = (
+    (
+        f"{_LEARNS}, others distil_learning_rate and distil_warm_up",
+        lambda config: config.learned,
+        ("learning_rate", "warm_up"),
+    ),
+    (
+        _LEARNS,
+        lambda config: config.learned,
+        (
+            *("gate_learning_rate", "multiplier_learning_rate", "ramp", "drop_rate", "neuron_drop_rate"),
+            *("two_sided", "one_schedule"),
+        ),
+    ),
+    ("--student says the shape", lambda config: config.method != "student", ("round_to", "fixed")),
+    (
+        "a discriminative loss uses it, like --set discriminative=projected",
+        lambda config: config.discriminative is not None,
+        ("num_clusters", "torn_between", "cluster_layer", "cluster_seconds", "cluster_weight"),
+    ),
+    ("--input fbank uses it", lambda config: config.input == "fbank", ("input_steps", "input_learning_rate")),
+    (
+        "a budget in latency uses it, like --keep latency=0.5",
+        lambda config: config.budget.kind == "latency",
+        ("latency_device", "latency_threads"),
+    ),
+    ("a --task uses it", lambda config: config.task is not None, ("task_weight", "posterior_weight")),
+)
+"""Of settings that not every compression uses: what does, whether one is such, and their names."""
 
 
 def source_of(model: str | Path | Model) -> Source:
@@ -60,6 +91,16 @@ def given(config: type[TrainingConfig], settings: Mapping[str, Any]) -> dict[str
     if unknown := sorted(settings.keys() - known):
         raise UserError(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def unused(config: CompressConfig, recipe: CompressConfig, names: Iterable[str]) -> list[str]:
+    """A sentence about each of those settings that differs from its recipe's and that nothing in this run uses."""
+    return [
+        f"{name} has no effect here: {what}"
+        for what, used, its in USES
+        for name in its
+        if name in names and not used(config) and getattr(config, name) != getattr(recipe, name)
+    ]
 
 
 def read_settings(config: type[TrainingConfig], texts: Sequence[str], **flags: Any) -> dict[str, Any]:

@@ -179,3 +179,25 @@ def test_a_student_of_every_family_is_an_ordinary_model_of_it(family: str, audio
         found, same = (model.eval()(**heard).last_hidden_state for model in (ours, theirs))
     assert found.shape[2] == config["hidden_size"]
     assert torch.equal(found, same)
+
+
+@pytest.mark.parametrize(
+    ("given", "unused"),
+    [
+        ({"student": "deep-thin", "learning_rate": 1e-3, "round_to": 4, "steps": 9}, ["learning_rate", "round_to"]),
+        ({"method": "magnitude", "warm_up": 0.5, "two_sided": True, "round_to": 4}, ["warm_up", "two_sided"]),
+        ({"num_clusters": 9, "torn_between": 3.0, "input_steps": 5}, ["num_clusters", "torn_between", "input_steps"]),
+        ({"latency_threads": 2, "task_weight": 2.0}, ["latency_threads", "task_weight"]),
+        ({"keep": "latency=40ms", "latency_threads": 2, "learning_rate": 1e-3, "drop_rate": 0.1, "ramp": 0.9}, []),
+        ({"recipe": "dphubert-fbank", "input_steps": 5, "discriminative": "projected", "num_clusters": 99}, []),
+        ({"student": "deep-thin", "learning_rate": 2e-4, "maps": None, "distil_learning_rate": 1e-2}, []),
+    ],
+    ids=str,
+)
+def test_a_setting_that_nothing_uses_is_said(
+    given: dict[str, Any], unused: list[str], audio_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError):
+        api.compress_to_result(tmp_path / "nothing", audio_folder, tmp_path / "small", **given)
+    said = [text for text in caplog.messages if "has no effect here" in text]
+    assert [text.split()[0] for text in said] == unused
