@@ -125,6 +125,12 @@ def test_the_published_layers_of_students_made_by_hand() -> None:
     assert default_layers(4, "layer") == (1, 2, 3, 4)
 
 
+def test_of_a_student_of_few_layers_no_two_learn_from_one_state() -> None:
+    assert [default_layers(12, "shared", layers) for layers in (1, 2)] == [(0, 12), (0, 6, 12)]
+    assert [default_layers(12, "shared", layers) for layers in (3, 6)] == 2 * [(0, 4, 8, 12)]
+    assert default_layers(12, "last", 2) == (4, 8, 12)
+
+
 def joint(student: Any, teacher: Any, **settings: Any) -> JointObjective:
     family = family_of(student)
     plain = family.plain(student)

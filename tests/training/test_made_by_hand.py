@@ -111,6 +111,15 @@ def test_a_student_with_a_recipe_of_its_name_learns_by_that_unless_another_is_na
     ]
 
 
+@pytest.mark.parametrize(("student", "layers"), [("layers=1", [0, 3]), ("layers=2", [0, 2, 3]), ("thin", [0, 1, 2, 3])])
+def test_a_student_of_few_layers_learns_as_many_of_its_teacher(
+    student: str, layers: list[int], teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"student": student, "keep": "params=0.6", "steps": 1, "distil_steps": 0}
+    api.compress_to_result(teacher_folder, audio_folder, tmp_path / "small", loop=QUIET, seconds_per_batch=3.0, **given)
+    assert json.loads((tmp_path / "small" / "run.json").read_text())["config"]["layers"] == layers
+
+
 def test_what_diverges_is_told_the_rate_that_it_learns_at(encoder: Path, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--set distil_learning_rate=1e-4"):
         compress(encoder, corpus, tmp_path / "small", task="ctc", student="thin", distil_learning_rate=1e30)

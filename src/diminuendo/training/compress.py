@@ -210,7 +210,8 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
             f"--teacher gives {teacher_frames} frames for 10 s, MODEL {frames}: a teacher needs MODEL's frame rate"
         )
     lookaheads_of(encoder_config(source.model), config.lookaheads or ())
-    config = config.resolved(default_layers(depth, config.maps))
+    student_layers = config.shape.layers if config.method == "student" else None
+    config = config.resolved(default_layers(depth, config.maps, student_layers or depth))
     check_clusters(teacher, cuts, config)
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):

@@ -10,7 +10,7 @@ from diminuendo.distillation.posteriors import Posteriors
 from diminuendo.errors import UserError
 from diminuendo.pruning.budget import Budget, parse_budget
 from diminuendo.structure.axis import AxisKind
-from diminuendo.students.shape import parse_shape
+from diminuendo.students.shape import StudentShape, parse_shape
 from diminuendo.training.recognition_config import RecognitionConfig, RecognitionTask
 
 Objective = Literal["distillation", "masked_prediction"]
@@ -42,8 +42,8 @@ class CompressConfig(RecognitionConfig):
     where it has them, else 0. Where no clip has a text such a teacher's own transcripts are learned.
     posteriors: of a transducer, those of the whole "lattice", collapsed to blank, next label and the rest, or all of
     the vocabulary's along the teacher's best "path" alone.
-    layers: the teacher's distilled ones; None for 1/3, 2/3 and all of the depth, with shared maps 0 too, or for all
-    that have maps of their own.
+    layers: the teacher's distilled ones; None for 1/3, 2/3 and all of the depth, with shared maps 0 too (and of a
+    student of fewer layers as many), or for all that have maps of their own.
     matching: which of the student's layers learn from those: "fixed", the same; "free", the nearest in every batch, in
     order; "random", one drawn from between them in every batch.
     maps: what a student's states go through to be compared: one that all layers "shared", one for every "layer", or one
@@ -225,6 +225,11 @@ class CompressConfig(RecognitionConfig):
     @property
     def budget(self) -> Budget:
         return parse_budget(self.keep)
+
+    @property
+    def shape(self) -> StudentShape:
+        """Of a student made by hand."""
+        return parse_shape(self.student or "thin")
 
     @property
     def learned(self) -> bool:

@@ -8,7 +8,7 @@ from diminuendo.families import Model, encoder_config, family_of
 from diminuendo.families.filter_bank_input import with_filter_banks
 from diminuendo.families.recogniser import head_like, with_head
 from diminuendo.profiling.count import count_parameters
-from diminuendo.students.shape import StudentShape, parse_shape
+from diminuendo.students.shape import StudentShape
 from diminuendo.students.student import make_student, plan
 from diminuendo.tasks.recognition import blank_of
 from diminuendo.training.compress_config import CompressConfig
@@ -67,4 +67,4 @@ def student_of(stages: TwoStages, trainer: Loop) -> Model:
 def _asked(model: Model, source: Model, config: CompressConfig, total: float) -> tuple[StudentShape, float]:
     """The shape, and how many parameters the encoder may have, with the front end that the model has."""
     beside = count_parameters(source) - count_parameters(family_of(model).encoder(model))
-    return parse_shape(config.student or "thin"), config.budget.amount(total) - beside
+    return config.shape, config.budget.amount(total) - beside
