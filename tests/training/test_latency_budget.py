@@ -9,7 +9,7 @@ import pytest
 
 from diminuendo import api, cli_text
 from diminuendo.errors import Interrupted, UserError
-from diminuendo.families import build_cost_model, family_of
+from diminuendo.families import build_cost_model, family_of, load
 from diminuendo.profiling.latency import Latency
 from diminuendo.report import write_report
 from diminuendo.structure.latency import LatencyTable
@@ -96,6 +96,22 @@ def test_promised_and_measured_latency_are_on_the_card_and_in_the_report(
     assert f"Promised: {promised:.4g} ms" in report
     assert f"{student:.4g}" in report
     assert f"promised {result['latency_ms']['promised_kept']:.1%}" in cli_text.compress_text(result)
+
+
+@pytest.mark.usefixtures("_made_up")
+def test_with_filter_banks_what_is_kept_is_of_the_model_as_it_came(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    model = load(teacher_folder)
+    whole = made_up(build_cost_model(family_of(model).plain(model))).total_ms
+    options = {"keep": f"latency={whole / 4}ms", "input": "fbank", "input_steps": 1}
+    result = compress(teacher_folder, audio_folder, tmp_path / "small", **options)
+    found = result["latency_ms"]
+    table = LatencyTable.from_json(json.loads((tmp_path / "small" / "latency.json").read_text()))
+    assert table.total_ms < found["teacher"] == pytest.approx(whole)
+    assert 0.2 < found["promised_kept"] <= 0.25
+    assert found["promised_kept"] == pytest.approx(found["promised"] / whole)
+    assert found["kept"] == pytest.approx(found["student"] / whole)
 
 
 @pytest.mark.usefixtures("_made_up")

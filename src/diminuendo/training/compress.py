@@ -113,8 +113,8 @@ def compress(
         job.stages.second(trainer, removed)
         latency = {}
         if job.cost.table is not None and accelerator.is_main_process:
-            source_model, shape = job.stages.source.model, trainer.carried["shape"]
-            latency = {"latency_ms": kept_promise(source_model, removed, shape, job.cost, config.budget)}
+            model, came_as, shape = job.stages.source.model, job.stages.before.model, trainer.carried["shape"]
+            latency = {"latency_ms": kept_promise(model, removed, shape, job.cost, config.budget, came_as)}
         result = _result(job, removed, trainer.carried, out) | latency
 
         def write() -> None:
