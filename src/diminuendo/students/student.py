@@ -22,12 +22,21 @@ LAYER = re.compile(r"^((?:encoder\.)?layers\.)(\d+)")
 
 @dataclass(frozen=True)
 class Student:
-    """model: an encoder. layers: those of the teacher that its own began as. copied: the share of its parameters that
-    come from the teacher."""
+    """model: an encoder. layers: those of the teacher that its own began as. from_teacher: names of its parameters."""
 
     model: Model
     layers: tuple[int, ...]
-    copied: float
+    from_teacher: frozenset[str]
+
+    @property
+    def copied(self) -> float:
+        return self.copied_in(self.model)
+
+    def copied_in(self, encoder: Model, replaced: str | tuple[str, ...] = ()) -> float:
+        """The share of an encoder's parameters that come from the teacher: this one's, or with parts `replaced`."""
+        sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}
+        copied: int = sum(sizes[name] for name in self.from_teacher if not name.startswith(replaced))
+        return copied / sum(sizes.values())
 
 
 def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple[int, ...]]:
@@ -61,9 +70,8 @@ def make_student(teacher: Model, shape: StudentShape, params: float, *, seed: in
     other = {_whole(name) for name, value in own.items() if name not in state or state[name].shape != value.shape}
     fitting = {name: state[name] for name in own if _whole(name) not in other}
     model.load_state_dict(fitting, strict=False)
-    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    copied = sum(parameters[name] for name in fitting.keys() & parameters.keys()) / sum(parameters.values())
-    return Student(model.eval(), layers, copied)
+    parameters = {name for name, _ in model.named_parameters()}
+    return Student(model.eval(), layers, frozenset(fitting.keys() & parameters))
 
 
 def _whole(name: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
-from diminuendo.families.filter_bank_input import with_filter_banks
+from diminuendo.families.filter_bank_input import FRONT_END, with_filter_banks
 from diminuendo.families.recogniser import head_like, with_head
 from diminuendo.profiling.count import count_parameters
 from diminuendo.students.shape import StudentShape
@@ -48,7 +48,9 @@ def student_of(stages: TwoStages, trainer: Loop) -> Model:
     made, model, task = encoder_config(student.model), student.model, family.task_of(source)
     if task is not None:
         model = with_head(model, task, source.config.vocab_size - 1, **head_like(source))
+    replaced: str | tuple[str, ...] = ()
     if config.input == "fbank":
+        replaced = FRONT_END
         model = with_filter_banks(model, seed=config.seed)
         learned = family.encoder(stages.source.model).feature_extractor
         family.encoder(model).feature_extractor.load_state_dict(learned.state_dict())
@@ -57,7 +59,7 @@ def student_of(stages: TwoStages, trainer: Loop) -> Model:
         **trainer.carried,
         "heads": {},
         "shape": None,
-        "student": _described(made, student.layers) | {"copied": student.copied},
+        "student": _described(made, student.layers) | {"copied": student.copied_in(family.encoder(model), replaced)},
         "expected_before_selection": count_parameters(model) / count_parameters(source),
         "removal_error": None,
     }
