@@ -163,6 +163,13 @@ def test_a_pretraining_has_curves_for_every_stage_and_for_scalars_it_never_saw(t
     ]
 
 
+def test_a_new_front_end_has_curves_of_its_own(tmp_path):
+    log = [{"stage": "front_end", "step": 5, "total_step": 0, "loss": 0.3}, *COMPRESS_LOG]
+    page = Reading(report(tmp_path, make_run(tmp_path / "fbank", lines=log)))
+    assert page.texts["figcaption"] == ["Layer map", "Loss, stage front_end", *COMPRESS_FIGURES[1:]]
+    assert page.labels[2] == "fbank: Loss over 6 steps: loss minimised from 1 to 0.1, distillation from 0.5 to 0.5."
+
+
 def test_several_runs_are_compared_under_names_that_tell_them_apart(tmp_path):
     first, second = make_run(tmp_path / "a" / "small"), make_run(tmp_path / "b" / "small")
     third = make_run(tmp_path / "ssl", {"command": "pretrain"}, PRETRAIN_LOG, None)

@@ -166,10 +166,13 @@ def _map(run: LoggedRun) -> str:
 
 
 def _curves(run: LoggedRun) -> Iterator[str]:
-    # The stages of a compression minimise one loss; those of a pretraining have each their own.
     together = run.identity.get("command") == "compress"
-    stages = [("", run.lines)] if together else groupby(run.lines, key=lambda line: f", stage {line['stage']}")
-    for stage, group in stages:
+
+    def title(line: Mapping[str, Any]) -> str:
+        # The stages of a compression minimise one loss, but that of a new front end; those of a pretraining their own.
+        return "" if together and line["stage"] != "front_end" else f", stage {line['stage']}"
+
+    for stage, group in groupby(run.lines, key=title):
         lines = tuple(group)
         for curves in curves_of(lines):
             drawn = inline_svg(draw_curves(curves, lines), f"{run.name}{stage}: {curves.label(lines)}")

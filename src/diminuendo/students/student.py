@@ -35,8 +35,8 @@ class Student:
     def copied_in(self, encoder: Model, replaced: str | tuple[str, ...] = ()) -> float:
         """The share of an encoder's parameters that come from the teacher: this one's, or with parts `replaced`."""
         sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}
-        copied: int = sum(sizes[name] for name in self.from_teacher if not name.startswith(replaced))
-        return copied / sum(sizes.values())
+        copied = sum(sizes[name] for name in self.from_teacher if not name.startswith(replaced))
+        return float(copied / sum(sizes.values()))
 
 
 def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple[int, ...]]:
