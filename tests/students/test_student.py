@@ -7,7 +7,8 @@ import torch
 
 from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
-from diminuendo.families import encoder_config, family_of
+from diminuendo.families import build, encoder_config, family_of
+from diminuendo.structure.shape import shape_of
 from diminuendo.students.candidates import candidates
 from diminuendo.students.shape import NAMED, StudentShape, parse_shape, solved
 from diminuendo.students.student import FRONT_ENDS, Student, make_student
@@ -193,12 +194,21 @@ def test_the_seed_decides_its_weights() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.parametrize("kind", ["heads", "neurons", "width", "sublayer"])
 @pytest.mark.parametrize("ctc", [False, True])
-def test_a_teacher_that_was_compressed_is_refused(ctc: bool) -> None:
-    small = gated_and_removed(tiny_model(ctc=ctc), "heads", "some").removed
+def test_a_teacher_that_was_compressed_is_refused(ctc: bool, kind: Any) -> None:
+    small = gated_and_removed(tiny_model(ctc=ctc), kind, "some").removed
     for make in (lambda: student(small, "thin"), lambda: candidates(small, REST, seconds=1.0, threads=1, runs=1)):
         with pytest.raises(UserError, match="give the original"):
             make()
+
+
+@pytest.mark.parametrize(("family", "style"), ENCODERS)
+def test_a_teacher_that_is_whole_though_its_class_is_ours_is_none_that_was_compressed(family: str, style: str) -> None:
+    teacher = tiny_model(family, style)
+    plain = family_of(teacher).plain(teacher)
+    ours = build(teacher, shape_of(family_of(teacher).axes(plain)), plain.state_dict())
+    assert student(ours, "thin").model.config.to_dict() == student(teacher, "thin").model.config.to_dict()
 
 
 @pytest.mark.parametrize("text", ["thin", "layers=2,width=16,heads=2,ffn=20"])

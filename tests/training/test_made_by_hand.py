@@ -76,6 +76,17 @@ def test_a_student_made_by_hand_is_trained_saved_and_the_same_when_resumed(
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
+def test_a_student_of_a_transducer_that_transformers_has_not(corpus: Path, tmp_path: Path) -> None:
+    encoder = micro_encoder("hubert", tmp_path / "encoder")
+    compress(encoder, corpus, tmp_path / "asr", task="rnnt", student="thin", keep="params=0.9", steps=2)
+    result = compress(tmp_path / "asr", corpus, tmp_path / "small", tokens=None, student="thin", keep="params=0.8")
+    model = diminuendo.load(tmp_path / "small")
+    assert type(model) is type(diminuendo.load(tmp_path / "asr"))
+    assert model.config.hidden_size == result["student"]["width"] < diminuendo.load(tmp_path / "asr").config.hidden_size
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["student"]
+    assert api.evaluate(tmp_path / "small", corpus)["words"] > 0
+
+
 def test_a_thin_student_of_a_model_whose_blank_is_not_last_is_refused(corpus: Path, tmp_path: Path) -> None:
     model = tiny_model("hubert", "base", ctc=True)  # whose blank is 0
     save(model, extractor_of(model), tmp_path / "asr")

@@ -14,6 +14,7 @@ import torch
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.families.build import OF_ONE_CLASS
 from diminuendo.profiling.count import count_parameters
 
 Copied = Literal["first", "spread", "none"]
@@ -88,7 +89,7 @@ def solved(teacher: Model, shape: StudentShape, params: float) -> Any:
     teacher: an encoder. Raises UserError where there is none: heads do not divide the width, a copy was asked for of
     what the teacher does not have, or even the narrowest, or the one that was asked for, has more parameters.
     """
-    config = encoder_config(teacher)
+    config = stock_config(teacher)
     if params <= 0:
         raise UserError(f"--student {shape}: beside its encoder a model has as much as it may; allow more parameters")
     if shape.copy in ("first", "spread"):
@@ -123,6 +124,15 @@ def solved(teacher: Model, shape: StudentShape, params: float) -> Any:
         neurons = min(fitting.intermediate_size + more, config.intermediate_size)
         fitting.intermediate_size = max(fitting.intermediate_size, neurons)
     return fitting
+
+
+def stock_config(teacher: Model) -> Any:
+    """An encoder's configuration as transformers has it, though the encoder's class may be ours."""
+    config = encoder_config(teacher)
+    if not hasattr(config, "diminuendo"):
+        return config
+    values = {key: value for key, value in config.to_dict().items() if key not in OF_ONE_CLASS}
+    return family_of(teacher).encoder_class.config_class(**values)
 
 
 def _step(config: Any, shape: StudentShape) -> int:

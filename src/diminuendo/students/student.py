@@ -10,11 +10,11 @@ from torch import Tensor
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
-from diminuendo.families.family import is_ragged
 from diminuendo.importance import magnitude
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
-from diminuendo.students.shape import StudentShape, solved, why_not_copied
+from diminuendo.structure.shape import shape_of
+from diminuendo.students.shape import StudentShape, solved, stock_config, why_not_copied
 
 FRONT_ENDS = ("feature_extractor.", "subsampling.")
 LAYER = re.compile(r"^((?:encoder\.)?layers\.)(\d+)")
@@ -41,9 +41,12 @@ class Student:
 
 def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple[int, ...]]:
     """The configuration of `make_student`'s, and the layers that it begins as; raises what that does."""
-    if is_ragged(teacher):  # of a recogniser that was, the encoder alone does not show it
+    family = family_of(teacher)
+    encoder = family.encoder(teacher)
+    with torch.device("meta"):
+        original = family.encoder_class(stock_config(encoder))
+    if shape_of(family.axes(encoder)) != shape_of(family.axes(original)):
         raise UserError("this teacher was compressed, and a student has the original's layers: give the original")
-    encoder = family_of(teacher).encoder(teacher)
     config = solved(encoder, shape, params)
     return config, _begun_as(encoder_config(encoder), config, shape)
 
