@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 Student = Literal["deep-thin", "shallow-wide", "pruned", "whole"]
 Loss = Literal["regression", "discriminative", "both", "none"]
-Input = Literal["waveform", "fbank"]
+Input = Literal["waveform", "fbank", "fbank-long"]
 Text = Literal["words", "tenth", "longer", "sentences"]
 
 MADE_BY_HAND: tuple[Student, ...] = ("deep-thin", "shallow-wide")
@@ -21,7 +21,8 @@ class Encoder:
     """What a recogniser begins with.
 
     student: its shape, found by joint pruning or made by hand; "whole" for the teacher as it is. loss: what it learned
-    from the teacher by; "none" for the teacher itself. input: what it hears.
+    from the teacher by; "none" for the teacher itself. input: what it hears; "fbank-long" for filter banks whose front
+    end learned from the convolutions for three times the steps.
     """
 
     student: Student
@@ -93,8 +94,8 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
 
     Longer training on filter banks; more seeds of every student by its best loss, of either input; the best student by
     every loss with a tenth of the texts; longer training of it, on either input; of every student the best on
-    sentences; more seeds of plain regression into students made by hand; and longer training of the teacher and of the
-    other students.
+    sentences; more seeds of plain regression into students made by hand; longer training of the teacher and of the
+    other students; and the same of those on filter banks that learned longer themselves.
     """
     ranked, more = best(dev), range(1, SEEDS)
     either = [replace(encoder, input=heard) for encoder in ranked for heard in INPUTS]
@@ -109,7 +110,10 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
         for heard in reversed(INPUTS)
         for encoder in ranked
     ]
+    long = [
+        Cell(replace(encoder, input="fbank-long", seed=seed), "longer") for seed in range(SEEDS) for encoder in ranked
+    ]
     of_best = [cell for cell in longer if cell.encoder.student == ranked[0].student]
-    rest = [*seeds[4:], *regression, Cell(WHOLE, "longer"), *longer]
+    rest = [*seeds[4:], *regression, Cell(WHOLE, "longer"), *longer, *long]
     soon = longer[: len(ranked)]  # filter banks, one seed
     return list(dict.fromkeys([*soon, *seeds[:4], *tenth, *of_best, *sentences, *rest]))

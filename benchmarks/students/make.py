@@ -38,8 +38,8 @@ FINE_TUNING: dict[str, Any] = {
 }
 
 
-# Times the steps: what filter banks need to have as much time as the waveform has.
 LONGER = 3
+"""Times the steps: what filter banks need to have as much time as the waveform has."""
 
 
 @cache
@@ -47,7 +47,7 @@ def budget(teacher: Path, heard: Input) -> str:
     """What an encoder keeps: of filter banks what is left of it when they are in the place of convolutions."""
     model = source_of(teacher).model
     kept = KEEP * count_parameters(model)
-    if heard == "fbank":
+    if heard != "waveform":
         kept -= count_parameters(model) - count_parameters(with_filter_banks(model))
     return f"params={kept / 1e3:.3f}k"
 
@@ -57,8 +57,9 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
     after = STEPS // 3
     settings = BATCHES | LOSSES[encoder.loss] | {"seed": encoder.run_seed, "keep": budget(TEACHER, encoder.input)}
     settings |= {"steps": STEPS - after, "distil_steps": after}
-    if encoder.input == "fbank":
-        settings |= {"input": "fbank", "input_steps": FRONT_END_STEPS, "input_learning_rate": FRONT_END_RATE}
+    if encoder.input != "waveform":
+        steps = FRONT_END_STEPS * (LONGER if encoder.input == "fbank-long" else 1)
+        settings |= {"input": "fbank", "input_steps": steps, "input_learning_rate": FRONT_END_RATE}
     rate = RATES[encoder.student]
     if encoder.student == "pruned":  # the second stage has half of the rate, as in the grid of encoders
         return settings | {"learning_rate": rate, "distil_learning_rate": rate / 2}

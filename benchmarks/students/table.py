@@ -7,7 +7,8 @@ As Markdown: the grid, what it says of losses, shapes, inputs on the same clips,
 steps, and sentences; the best of words on dev beside others. Word errors are on clips of speakers that nothing was
 trained on, of sentences phone errors of voices that were; with 95 % bootstrap intervals over clips. Of several seeds,
 which are counted, means are given; intervals are of these models for other clips or speakers, not for other trainings.
-Latency is of 10 s, batch 1, from the waveform on, median of passes in turn; the real-time factor is that on one thread.
+Latency is of 10 s, batch 1, from the waveform on, median of passes in turn, of one recogniser of every shape: students
+made by hand have one for an input, pruned ones their own. The real-time factor is that on one thread.
 CPU minutes are of distillation and fine-tuning, without the teacher's. What is not there is named.
 """
 
@@ -37,6 +38,7 @@ from benchmarks.students.cells import (
 )
 from benchmarks.synergy.bench import Places
 from diminuendo.api import source_of
+from diminuendo.errors import UserError
 
 NAMES: dict[Student, str] = {
     "deep-thin": "deep and thin",
@@ -44,13 +46,18 @@ NAMES: dict[Student, str] = {
     "pruned": "pruned jointly",
     "whole": "the teacher, whole",
 }
-HEARD: dict[Input, str] = {"waveform": "waveform", "fbank": "filter banks"}
+HEARD: dict[Input, str] = {
+    "waveform": "waveform",
+    "fbank": "filter banks",
+    "fbank-long": "filter banks, longer learned",
+}
 TITLES: dict[Text, str] = {
     "words": "Words",
     "tenth": "Words, a tenth of the texts",
     "longer": "Words, three times the steps",
     "sentences": "Phones of sentences",
 }
+OF_WORDS: tuple[Text, ...] = ("words", "longer")  # a tenth may lack characters
 THREADS = (1, 2)
 HEAD = (
     "student",
@@ -82,7 +89,7 @@ def both_seeds(found: Results, one: Cell, other: Cell) -> tuple[list[str], list[
 
 
 def encoders() -> list[Encoder]:
-    return [WHOLE, *(Encoder(student, loss, heard) for heard in INPUTS for student in STUDENTS for loss in LOSSES)]
+    return [WHOLE, *(Encoder(student, loss, heard) for heard in HEARD for student in STUDENTS for loss in LOSSES)]
 
 
 def table(text: Text, found: Results) -> str:
@@ -100,7 +107,7 @@ def _line(cell: Cell, found: Results) -> str:
     spent = sum(row["cpu_seconds"] for row in rows) + sum(distilled)
     plain = replace(cell, encoder=replace(encoder, loss="regression"))
     against = "" if encoder.loss in ("regression", "none") else _points(found, cell, plain)
-    times = {count: _latency(found, replace(cell, text="words"), count) for count in THREADS}
+    times = {count: _latency(found, encoder, count) for count in THREADS}
     cells = [
         NAMES[encoder.student],
         "" if encoder == WHOLE else encoder.loss,
@@ -128,8 +135,16 @@ def _points(found: Results, cell: Cell, other: Cell) -> str:
     return more_errors(found, ours, others)[0] + (f", {len(ours)} seeds" if len(ours) > 1 else "")
 
 
-def _latency(found: Results, cell: Cell, threads: int) -> float | None:
-    times = [found.latency[key] for name in seeds(found, cell) if (key := f"{name}@{threads}") in found.latency]
+def shape(encoder: Encoder) -> str:
+    """A name of what its latency depends on."""
+    own = encoder.student == "pruned"
+    return encoder.name.removeprefix("encoder_") if own else f"{encoder.student}_{encoder.input.removesuffix('-long')}"
+
+
+def _latency(found: Results, encoder: Encoder, threads: int) -> float | None:
+    """The mean of what is timed of its seeds."""
+    shapes = dict.fromkeys(shape(replace(encoder, seed=seed)) for seed in range(SEEDS))
+    times = [found.latency[key] for one in shapes if (key := f"{one}@{threads}") in found.latency]
     return sum(times) / len(times) if times else None
 
 
@@ -144,6 +159,9 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             longer, longer_banks = (replace(cell, text="longer") for cell in (one, banks))
             asked.append((f"{what}: filter banks, longer, than the waveform", longer_banks, one))
             asked.append((f"{what}: filter banks than the waveform, both longer", longer_banks, longer))
+            long_banks = Cell(Encoder(student, loss, "fbank-long"), "longer")
+            asked.append((f"{what}: {HEARD['fbank-long']}, than the waveform, both longer", long_banks, longer))
+            asked.append((f"{what}: {HEARD['fbank-long']}, than filter banks, both longer", long_banks, longer_banks))
     for heard in INPUTS:
         for loss in LOSSES:
             deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)
@@ -169,13 +187,13 @@ def losses(text: Text) -> list[tuple[str, Cell, Cell]]:
 def with_best(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
     """What was best on dev with the other students at their best, plain regression into one made by hand, the teacher.
 
-    Of either input, each with the same of the others; best of words, whatever the text.
+    Of every input, each with the same of the others; best of words, whatever the text.
     """
     if not all(cell.name in found.rows for cell in first()):
         return []
     ranked = best({cell.name: found.rows[cell.name]["dev_wer"] for cell in first()})
     asked = []
-    for heard in INPUTS:
+    for heard in HEARD:
         ours = replace(ranked[0], input=heard)
         others = [*ranked[1:], *(Encoder(student, "regression") for student in MADE_BY_HAND)]
         for one in dict.fromkeys([*(replace(other, input=heard) for other in others), WHOLE]):
@@ -196,7 +214,7 @@ def answers(found: Results, asked: Sequence[tuple[str, Cell, Cell]]) -> str:
         if not ours:
             continue
         points, by_speakers, relative = more_errors(found, ours, others)
-        times = [_latency(found, replace(cell, text="words"), 1) for cell in (one, other)]
+        times = [_latency(found, cell.encoder, 1) for cell in (one, other)]
         saved = f"{1 - times[0] / times[1]:.0%}" if times[0] and times[1] else ""
         counted = f", {len(ours)} seeds" if len(ours) > 1 else ""
         lines.append(f"| {title}{counted} | {points} | {by_speakers} | {relative} | {saved} |")
@@ -209,14 +227,34 @@ def missing(places: Places, found: Results) -> tuple[list[str], bool]:
     return [cell.name for cell in cells if cell.name not in found.rows], complete
 
 
-def timed(found: Results) -> list[str]:
-    """One seed's recognisers of words."""
-    return [cell.name for encoder in encoders() if (cell := Cell(encoder)).name in found.rows]
+def timed(found: Results) -> dict[str, list[str]]:
+    """Of every shape the recognisers of words that have it, any of which may be timed."""
+    shapes: dict[str, list[str]] = {}
+    for encoder in encoders():
+        for seed in range(SEEDS):
+            one = replace(encoder, seed=seed)
+            there = [name for text in OF_WORDS if (name := Cell(one, text).name) in found.rows]
+            if there:
+                shapes.setdefault(shape(one), []).extend(there)
+    for name, alike in shapes.items():
+        sizes = {(found.rows[one]["params"], found.rows[one]["macs_per_second"]) for one in alike}
+        assert len(sizes) == 1, f"not of one shape {name}: {', '.join(alike)}"
+    return shapes
 
 
 def measure_latency(found: Results, work: Path, folder: Path) -> None:
-    """Of all that are timed, in turn."""
-    sources = {name: source_of(model_of(work, name)) for name in timed(found)}
+    """Of every shape that there is, in turn.
+
+    Raises:
+        UserError: one has no model in `work`, so that its latency would be forgotten.
+    """
+    models = {
+        name: [at for one in alike if (at := model_of(work, one)).is_dir()] for name, alike in timed(found).items()
+    }
+    lost = [name for name, there in models.items() if not there]
+    if lost:
+        raise UserError(f"{work} lacks models whose latency would be forgotten: {', '.join(lost)}")
+    sources = {name: source_of(there[0]) for name, there in models.items()}
     passes = {name: hearing(one.model.eval(), one.extractor, 10.0) for name, one in sources.items()}
     times = {
         f"{name}@{threads}": value for threads in THREADS for name, value in median_ms(passes, PASSES, threads).items()
@@ -239,11 +277,10 @@ def main() -> None:
     parser.add_argument("--latency", type=Path, metavar="WORK", help="measure the models in this folder first")
     given = parser.parse_args()
     if given.latency:
-        found = read(given.results)
-        lost = [name for name in timed(found) if not model_of(given.latency, name).is_dir()]
-        if lost:
-            parser.error(f"{given.latency} lacks models whose latency would be forgotten: {', '.join(lost)}")
-        measure_latency(found, given.latency, given.results)
+        try:
+            measure_latency(read(given.results), given.latency, given.results)
+        except UserError as error:
+            parser.error(str(error))
     print(*sections(given.results), sep="\n\n", end="\n\n")
     names, complete = missing(Places(Path(), Path(), given.results), read(given.results))
     if names:

@@ -116,6 +116,18 @@ def test_of_an_encoder_that_diverged_there_is_no_recogniser_and_the_rest_goes_on
     bench.check(places)
 
 
+def test_a_front_end_that_learns_longer_is_the_one_thing_that_differs() -> None:
+    short, long = (make.encoder_settings(Encoder("pruned", "both", heard, 1)) for heard in ("fbank", "fbank-long"))
+    assert short.pop("input_steps") * 3 == long.pop("input_steps")
+    assert short == long
+    assert table.shape(Encoder("deep-thin", "both", "fbank-long")) == table.shape(Encoder("deep-thin", "both", "fbank"))
+    long_cells = [cell for cell in cells.then(DEV) if cell.encoder.input == "fbank-long"]
+    assert {cell.text for cell in long_cells} == {"longer"}
+    assert {(cell.encoder.student, cell.encoder.seed) for cell in long_cells} == {
+        (student, seed) for student in STUDENTS for seed in range(3)
+    }
+
+
 def test_filter_banks_leave_a_student_its_shape_and_take_what_its_front_end_had(places: Places) -> None:
     teacher = source_of(make.TEACHER).model
     saved = count_parameters(teacher) - count_parameters(with_filter_banks(teacher))
@@ -183,8 +195,9 @@ def test_what_follows_is_the_best_on_dev() -> None:
         assert Cell(encoder, "sentences") in following
     assert Cell(WHOLE, "longer") in following
     assert following[:3] == [Cell(replace(encoder, input="fbank"), "longer") for encoder in ranked]
-    of_best = [i for i, cell in enumerate(following) if cell.text == "longer" and cell.encoder.student == "pruned"]
-    others = [i for i, cell in enumerate(following) if cell.text == "longer" and cell.encoder.student != "pruned"]
+    longer = [i for i, cell in enumerate(following) if cell.text == "longer" and cell.encoder.input in INPUTS]
+    of_best = [i for i in longer if following[i].encoder.student == "pruned"]
+    others = [i for i in longer if following[i].encoder.student != "pruned"]
     assert max(of_best) < min(others[2:])
     assert not set(following) & set(cells.first())
 
@@ -232,7 +245,8 @@ def test_students_are_compared_over_the_seeds_that_both_have() -> None:
         )
     }
     rows[one.encoder.name] = {"params": 1.0, "cpu_seconds": 120.0}
-    found = Results(rows, torch.full((6,), 2.0), ["a", "b"] * 3, {f"{one.name}@1": 20.0, f"{one.name}@2": 10.0})
+    shape = one.name.removesuffix("_words")
+    found = Results(rows, torch.full((6,), 2.0), ["a", "b"] * 3, {f"{shape}@1": 20.0, f"{shape}@2": 10.0})
     cell = table.table("words", found).splitlines()[2].split(" | ")
     assert cell[:4] == ["| pruned jointly", "regression", "waveform", "62.5 (10.0 to 20.0; 2 seeds, 25.0 to 100.0)"]
     cell = table.table("words", found).splitlines()[3].split(" | ")
@@ -244,11 +258,28 @@ def test_students_are_compared_over_the_seeds_that_both_have() -> None:
 def test_latencies_that_are_kept_are_not_forgotten_for_those_of_fewer_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / f"{Cell(WHOLE).name}.json").write_text(json.dumps({"params": 1}))
-    (tmp_path / "latency.json").write_text(kept := json.dumps({"p50_ms": {f"{Cell(WHOLE).name}@1": 50.0}}))
+    (tmp_path / f"{Cell(WHOLE).name}.json").write_text(json.dumps({"params": 1, "macs_per_second": 2}))
+    (tmp_path / "latency.json").write_text(kept := json.dumps({"p50_ms": {"whole_waveform@1": 50.0}}))
     monkeypatch.setattr("sys.argv", ["table", "--results", str(tmp_path), "--latency", str(tmp_path / "work")])
     with pytest.raises(SystemExit) as stopped:
         table.main()
     assert stopped.value.code == 2
-    assert Cell(WHOLE).name in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("latency would be forgotten: whole_waveform\n")
     assert (tmp_path / "latency.json").read_text() == kept
+
+
+def test_students_made_by_hand_have_one_latency_for_an_input_and_pruned_ones_their_own() -> None:
+    made = [Cell(Encoder("deep-thin", loss, seed=seed), "longer") for loss in LOSSES for seed in (0, 2)]
+    pruned = [Cell(Encoder("pruned", "both", seed=seed)) for seed in (0, 1)]
+    rows = {cell.name: {"params": 1, "macs_per_second": 2} for cell in (*made, *pruned)}
+    found = Results(rows, torch.zeros(0), [], {"deep-thin_waveform@1": 3.0, "pruned_both_waveform_seed-1@1": 4.0})
+    names = [cell.name for cell in pruned]
+    assert table.timed(found) == {
+        "deep-thin_waveform": [cell.name for cell in made],
+        **{name.removesuffix("_words"): [name] for name in names},
+    }
+    assert [table._latency(found, cell.encoder, 1) for cell in (*made, *pruned)] == [3.0] * 6 + [4.0] * 2
+    assert table._latency(found, Encoder("deep-thin", "both", "fbank"), 1) is None
+    rows[made[1].name]["params"] = 5
+    with pytest.raises(AssertionError, match="not of one shape deep-thin_waveform"):
+        table.timed(found)
