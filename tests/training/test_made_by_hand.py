@@ -14,6 +14,7 @@ from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.own_prediction import last_head
+from diminuendo.training.two_stages import TwoStages
 from spoken import spoken_corpus
 from tiny import CLASSES, FAST_CONFORMERS, QUIET, STYLES, extractor_of, interrupt, micro_encoder, tiny_model, weights
 
@@ -221,3 +222,24 @@ def test_a_setting_that_nothing_uses_is_said(
         api.compress_to_result(tmp_path / "nothing", audio_folder, tmp_path / "small", **given)
     said = [text for text in caplog.messages if "has no effect here" in text]
     assert [text.split()[0] for text in said] == unused
+
+
+def test_a_dry_run_times_a_step_of_the_student_itself(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[Any] = []
+
+    def a_second(stages: TwoStages, device: torch.device, student: Any = None) -> float:
+        timed.append(student)
+        return 1.0
+
+    monkeypatch.setattr(TwoStages, "time_a_step", a_second)
+    given: dict[str, Any] = {"loop": QUIET, "keep": "params=0.5", "steps": 8, "distil_steps": 4, "dry_run": True}
+    for more, seconds in (({}, 12), ({"input": "fbank", "input_steps": 4}, 12 + 4 * 3 / (1 + 2 * 0.5) / 4)):
+        found = api.compress_to_result(
+            teacher_folder, audio_folder, tmp_path / "small", student="thin", seconds_per_batch=3.0, **given | more
+        )
+        assert found["estimated_seconds"] == pytest.approx(seconds)
+        assert timed[-1].config.hidden_size == found["student"]["width"]
+    api.compress_to_result(teacher_folder, audio_folder, tmp_path / "small", seconds_per_batch=3.0, **given)
+    assert timed[-1] is None

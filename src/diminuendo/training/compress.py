@@ -37,7 +37,7 @@ from diminuendo.training.progress import WORTH_ESTIMATING, duration_text
 from diminuendo.training.recogniser import check_path, posterior_weight_of, pupil_of
 from diminuendo.training.removing import Source, free_axes, gateable
 from diminuendo.training.run import Run, clips_of, defaults_of, fingerprint
-from diminuendo.training.student import check_student, student_of
+from diminuendo.training.student import check_student, made_by_hand, student_of
 from diminuendo.training.two_stages import TwoStages
 from diminuendo.training.unlearned import remove_in_rounds
 
@@ -157,8 +157,9 @@ def dry_run(
         least = smallest_cost(job.cost, config.budget.kind, config.round_to)
         reached = {"smallest_possible": least, "smallest_possible_kept": least / job.total}
     measured = _measured(job, device)
-    # Of both front ends alone: 0.23 of another step, as a small model had it.
-    front_end = config.front_end_steps * measured["seconds_per_step"] / 4
+    # Of both front ends alone: 0.23 of a step of the whole model, as a small one had it.
+    kept = config.budget.amount(job.total) / job.total if config.method == "student" else 1.0
+    front_end = config.front_end_steps * measured["seconds_per_step"] * 3 / (1 + 2 * kept) / 4
     measured["estimated_seconds"] = round(measured["estimated_seconds"] + front_end, 1)
     log.info("%s", _sentence(measured, config, config.front_end_steps))
     return {
@@ -280,15 +281,19 @@ def _identity(source: Source, teacher: Source, cuts: CutSet, config: CompressCon
 
 
 def _measured(job: _Job, device: torch.device) -> dict[str, Any]:
-    """Times one joint step. Steps shrink with the model: while the target falls in the joint stage, not after it."""
+    """Times one joint step, or of a student made by hand its own.
+
+    Steps shrink with the model: while the target falls in the joint stage, not after it.
+    """
     config = job.config
-    step = job.stages.time_a_step(device) * config.accumulate
-    kept = config.budget.amount(job.total) / job.total
+    student = made_by_hand(job.stages)[0] if config.method == "student" else None
+    step = job.stages.time_a_step(device, student) * config.accumulate
+    kept = config.budget.amount(job.total) / job.total if student is None else 1.0
     distil_step = step * (1 + 2 * kept) / 3  # the teacher's forward pass stays, the student's passes shrink
     joint = config.ramp * (step + distil_step) / 2 + (1 - config.ramp) * distil_step if config.learned else distil_step
     before, after = config.stage_steps
     memory = peak_memory_mb(device)
-    memory += 2 * 4 * count_parameters(job.stages.source.model) / 1e6  # Adam's two moments, which one step does not see
+    memory += 2 * 4 * count_parameters(student or job.stages.source.model) / 1e6  # Adam's two moments, not yet there
     return {
         "seconds_per_step": round(step, 4),
         "estimated_seconds": round(joint * before + distil_step * after, 1),

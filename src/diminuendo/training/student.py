@@ -42,9 +42,24 @@ def _described(config: Any, layers: Sequence[int]) -> dict[str, Any]:
 
 def student_of(stages: TwoStages, trainer: Loop) -> Model:
     """A student of the whole budget: of a recogniser its encoder has the shape, its head is of full width."""
+    model, described = made_by_hand(stages)
+    stages.norms_by_batch = not described["begun_as_layers"]
+    trainer.carried = {
+        "skipped": "",
+        **trainer.carried,
+        "heads": {},
+        "shape": None,
+        "student": described,
+        "expected_before_selection": count_parameters(model) / count_parameters(stages.before.model),
+        "removal_error": None,
+    }
+    return model
+
+
+def made_by_hand(stages: TwoStages) -> tuple[Model, dict[str, Any]]:
+    """The student, with the front end that learned first where it hears filter banks, and what it is like."""
     source, config, family = stages.before.model, stages.config, stages.family
     student = make_student(source, *_asked(source, stages.source.model, config, stages.total), seed=config.seed)
-    stages.norms_by_batch = not student.layers
     made, model, task = encoder_config(student.model), student.model, family.task_of(source)
     if task is not None:
         model = with_head(model, task, source.config.vocab_size - 1, **head_like(source))
@@ -54,16 +69,8 @@ def student_of(stages: TwoStages, trainer: Loop) -> Model:
         model = with_filter_banks(model, seed=config.seed)
         learned = family.encoder(stages.source.model).feature_extractor
         family.encoder(model).feature_extractor.load_state_dict(learned.state_dict())
-    trainer.carried = {
-        "skipped": "",
-        **trainer.carried,
-        "heads": {},
-        "shape": None,
-        "student": _described(made, student.layers) | {"copied": student.copied_in(family.encoder(model), replaced)},
-        "expected_before_selection": count_parameters(model) / count_parameters(source),
-        "removal_error": None,
-    }
-    return model
+    copied = student.copied_in(family.encoder(model), replaced)
+    return model, _described(made, student.layers) | {"copied": copied}
 
 
 def _asked(model: Model, source: Model, config: CompressConfig, total: float) -> tuple[StudentShape, float]:

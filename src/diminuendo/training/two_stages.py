@@ -202,9 +202,12 @@ class TwoStages:
         log.info("with gates sampled at the start the %s loss is %.4f", objective.name.replace("_", " "), loss)
         return loss
 
-    def time_a_step(self, device: torch.device) -> float:
-        """Seconds of one step as in the end of the joint stage, the second of two; nothing is kept of them."""
-        objective = self._joint_objective(device)
+    def time_a_step(self, device: torch.device, student: Model | None = None) -> float:
+        """Seconds of one step, the second of two; nothing is kept of them.
+
+        student: one made by hand; None for a step as in the end of the joint stage.
+        """
+        objective = self._joint_objective(device) if student is None else self._objective(student, device)
         objective.train()
         batch, texts = self._labelled(look_at_one(self.cuts, self.config.batch_settings(crop_to_shortest=self.crops)))
         seconds = 0.0
