@@ -19,10 +19,11 @@ from diminuendo.training.removing import Source
 Keep = str | Mapping[str, float | str]
 _LEARNS = f"only methods that learn what goes ({', '.join(LEARNED)}) use it"
 USES: tuple[tuple[str, Callable[[CompressConfig], bool], tuple[str, ...]], ...] = (
+    (f"{_LEARNS}, others distil_learning_rate", lambda config: config.learned, ("learning_rate",)),
     (
-        f"{_LEARNS}, others distil_learning_rate and distil_warm_up",
-        lambda config: config.learned,
-        ("learning_rate", "warm_up"),
+        f"{_LEARNS}, and --input fbank, others distil_warm_up",
+        lambda config: config.learned or config.input == "fbank",
+        ("warm_up",),
     ),
     (
         _LEARNS,

@@ -210,6 +210,7 @@ def test_a_student_of_every_family_is_an_ordinary_model_of_it(family: str, audio
         ({"num_clusters": 9, "torn_between": 3.0, "input_steps": 5}, ["num_clusters", "torn_between", "input_steps"]),
         ({"latency_threads": 2, "task_weight": 2.0}, ["latency_threads", "task_weight"]),
         ({"keep": "latency=40ms", "latency_threads": 2, "learning_rate": 1e-3, "drop_rate": 0.1, "ramp": 0.9}, []),
+        ({"student": "thin", "input": "fbank", "warm_up": 0.5}, []),
         ({"recipe": "dphubert-fbank", "input_steps": 5, "discriminative": "projected", "num_clusters": 99}, []),
         ({"student": "deep-thin", "learning_rate": 2e-4, "maps": None, "distil_learning_rate": 1e-2}, []),
     ],
