@@ -8,6 +8,7 @@ import torch
 from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.families import build, encoder_config, family_of
+from diminuendo.modules.transducer import JOINT_AXIS
 from diminuendo.structure.shape import shape_of
 from diminuendo.students.candidates import candidates
 from diminuendo.students.shape import NAMED, StudentShape, parse_shape, solved
@@ -201,6 +202,18 @@ def test_a_teacher_that_was_compressed_is_refused(ctc: bool, kind: Any) -> None:
     for make in (lambda: student(small, "thin"), lambda: candidates(small, REST, seconds=1.0, threads=1, runs=1)):
         with pytest.raises(UserError, match="give the original"):
             make()
+
+
+def test_a_transducer_whose_head_alone_was_compressed_is_refused() -> None:
+    def half_the_joint_network(axes: Any) -> dict[str, torch.Tensor]:
+        return {axis.name: torch.arange(axis.size) < axis.size // (1 + (axis.name == JOINT_AXIS)) for axis in axes}
+
+    teacher = tiny_model("parakeet", "rnnt")
+    small = gated_and_removed(teacher, "channels", "some", choose=half_the_joint_network).removed
+    assert size(small) < size(teacher)
+    assert student(teacher, "thin").model
+    with pytest.raises(UserError, match="give the original"):
+        student(small, "thin")
 
 
 @pytest.mark.parametrize(("family", "style"), ENCODERS)

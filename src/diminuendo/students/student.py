@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.families.transducer import transducer_axes
 from diminuendo.importance import magnitude
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
@@ -45,7 +46,8 @@ def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple
     encoder = family.encoder(teacher)
     with torch.device("meta"):
         original = family.encoder_class(stock_config(encoder))
-    if shape_of(family.axes(encoder)) != shape_of(family.axes(original)):
+    heads = {axis.size for axis in transducer_axes(teacher)}  # all of one width, until something was removed
+    if shape_of(family.axes(encoder)) != shape_of(family.axes(original)) or len(heads) > 1:
         raise UserError("this teacher was compressed, and a student has the original's layers: give the original")
     config = solved(encoder, shape, params)
     return config, _begun_as(encoder_config(encoder), config, shape)
