@@ -128,6 +128,11 @@ def test_the_published_layers_of_students_made_by_hand() -> None:
 def test_of_a_student_of_few_layers_no_two_learn_from_one_state() -> None:
     assert [default_layers(12, "shared", layers) for layers in (1, 2)] == [(0, 12), (0, 6, 12)]
     assert [default_layers(12, "shared", layers) for layers in (3, 6)] == 2 * [(0, 4, 8, 12)]
+    for depth in range(1, 33):
+        for own in range(1, min(depth, 8) + 1):
+            layers = default_layers(depth, "shared", own)
+            learned = [math.ceil(layer * own / depth) for layer in layers]  # by HiddenDistillation
+            assert len({*learned}) == len(layers), (depth, own)
     assert default_layers(12, "last", 2) == (4, 8, 12)
 
 

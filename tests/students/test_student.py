@@ -8,6 +8,7 @@ import torch
 from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.families import build, encoder_config, family_of
+from diminuendo.families.filter_bank_input import with_filter_banks
 from diminuendo.modules.transducer import JOINT_AXIS
 from diminuendo.structure.shape import shape_of
 from diminuendo.students.candidates import candidates
@@ -202,6 +203,12 @@ def test_a_teacher_that_was_compressed_is_refused(ctc: bool, kind: Any) -> None:
     for make in (lambda: student(small, "thin"), lambda: candidates(small, REST, seconds=1.0, threads=1, runs=1)):
         with pytest.raises(UserError, match="give the original"):
             make()
+
+
+def test_a_teacher_that_hears_filter_banks_is_refused() -> None:
+    for ctc in (False, True):
+        with pytest.raises(UserError, match="give the original"):
+            student(with_filter_banks(tiny_model(ctc=ctc)), "thin")
 
 
 def test_a_transducer_whose_head_alone_was_compressed_is_refused() -> None:

@@ -35,6 +35,7 @@ def logged(out: Path) -> list[dict[str, Any]]:
     [
         {},
         {"student": "thin", "keep": "params=0.7"},
+        {"student": "layers=2,width=32,copy=first", "keep": "params=0.75"},
         pytest.param({"method": "l0+lowrank", "round_to": 1, "keep": "params=0.4"}, marks=pytest.mark.slow),
         pytest.param({"method": "magnitude", "width": True}, marks=pytest.mark.slow),
     ],
@@ -52,8 +53,9 @@ def test_a_run_meets_its_budget_opens_in_transformers_and_is_the_same_when_it_wa
 
     model = diminuendo.load(tmp_path / "whole")
     assert hears_filter_banks(model)
-    if "student" in settings:  # deep and thin: nothing comes from the teacher but the convolutions that are replaced
-        assert result["student"]["copied"] == 0.0
+    if "student" in settings:  # of a thin one nothing comes from the teacher but the convolutions that are replaced
+        copied = result["student"]["copied"]
+        assert copied == 0.0 if settings["student"] == "thin" else 0.8 < copied < 1.0
     audio = torch.from_numpy(soundfile.read(audio_folder / "clip0.wav", dtype="float32")[0])
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "whole")
     plain = AutoModel.from_pretrained(tmp_path / "whole", trust_remote_code=True).eval()

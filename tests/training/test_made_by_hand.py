@@ -12,6 +12,7 @@ import diminuendo
 from diminuendo import api
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
+from diminuendo.given import source_of
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.own_prediction import last_head
 from diminuendo.training.two_stages import TwoStages
@@ -123,7 +124,7 @@ def test_a_student_with_a_recipe_of_its_name_learns_by_that_unless_another_is_na
     ]
 
 
-@pytest.mark.parametrize(("student", "layers"), [("layers=1", [0, 3]), ("layers=2", [0, 2, 3]), ("thin", [0, 1, 2, 3])])
+@pytest.mark.parametrize(("student", "layers"), [("layers=1", [0, 3]), ("layers=2", [0, 1, 3]), ("thin", [0, 1, 2, 3])])
 def test_a_student_of_few_layers_learns_as_many_of_its_teacher(
     student: str, layers: list[int], teacher_folder: Path, audio_folder: Path, tmp_path: Path
 ) -> None:
@@ -244,3 +245,15 @@ def test_a_dry_run_times_a_step_of_the_student_itself(
         assert timed[-1].config.hidden_size == found["student"]["width"]
     api.compress_to_result(teacher_folder, audio_folder, tmp_path / "small", seconds_per_batch=3.0, **given)
     assert timed[-1] is None
+
+
+def test_the_step_that_is_timed_is_on_the_device(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(teacher_folder)
+    stages = TwoStages(source, source, Any, CompressConfig(method="student"), Any, 1.0)  # type: ignore[arg-type]
+    moved: list[Any] = []
+    monkeypatch.setattr(TwoStages, "_labelled", lambda stages, batch: moved.append(batch))
+    monkeypatch.setattr("diminuendo.training.two_stages.look_at_one", lambda *_: None)
+    monkeypatch.setattr(torch.nn.Module, "train", lambda module, mode=True: moved.append(module) or module)
+    with pytest.raises(TypeError):  # there is no batch
+        stages.time_a_step(torch.device("meta"), tiny_model())
+    assert {parameter.device.type for parameter in moved[-2].parameters()} == {"meta"}

@@ -21,15 +21,17 @@ Maps = Literal["shared", "layer", "last"]
 COMPARED_FRAMES = 200  # of a batch, about, to find the nearest layers by
 
 
-def default_layers(num_layers: int, maps: Maps = "shared", student_layers: int = 3) -> tuple[int, ...]:
+def default_layers(num_layers: int, maps: Maps = "shared", student_layers: int | None = None) -> tuple[int, ...]:
     """The published ones: with shared maps 0, 4, 8, 12 of 12 layers, in proportion; of the last state 4, 8, 12; of
     layers with maps of their own all.
 
-    A student of fewer than three layers learns as many through a shared map, which cannot give two from one state.
+    A student of up to three layers learns as many through a shared map, which cannot give two from one state.
     """
     if maps == "layer":
         return tuple(range(1, num_layers + 1))
-    first, parts = (0, min(3, student_layers)) if maps == "shared" else (1, 3)
+    if maps == "shared" and student_layers is not None and student_layers <= 3:
+        return tuple(sorted({num_layers * part // student_layers for part in range(student_layers + 1)}))
+    first, parts = (0, 3) if maps == "shared" else (1, 3)
     return tuple(sorted({round(num_layers * part / parts) for part in range(first, parts + 1)}))
 
 

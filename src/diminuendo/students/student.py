@@ -10,8 +10,10 @@ from torch import Tensor
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
+from diminuendo.families.filter_bank_input import hears_filter_banks
 from diminuendo.families.transducer import transducer_axes
 from diminuendo.importance import magnitude
+from diminuendo.profiling.count import count_parameters
 from diminuendo.pruning.removal import remove
 from diminuendo.structure.axis import Axis, Selection
 from diminuendo.structure.shape import shape_of
@@ -35,9 +37,10 @@ class Student:
 
     def copied_in(self, encoder: Model, replaced: str | tuple[str, ...] = ()) -> float:
         """The share of an encoder's parameters that come from the teacher: this one's, or with parts `replaced`."""
-        sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}
+        # Its own sizes: in another class a weight may be in one part that is in two here.
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
         copied = sum(sizes[name] for name in self.from_teacher if not name.startswith(replaced))
-        return float(copied / sum(sizes.values()))
+        return min(1.0, float(copied / count_parameters(encoder)))
 
 
 def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple[int, ...]]:
@@ -47,14 +50,15 @@ def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple
     with torch.device("meta"):
         original = family.encoder_class(stock_config(encoder))
     heads = {axis.size for axis in transducer_axes(teacher)}  # all of one width, until something was removed
-    if shape_of(family.axes(encoder)) != shape_of(family.axes(original)) or len(heads) > 1:
+    whole = shape_of(family.axes(encoder)) == shape_of(family.axes(original)) and len(heads) <= 1
+    if not whole or hears_filter_banks(encoder):
         raise UserError("this teacher was compressed, and a student has the original's layers: give the original")
     config = solved(encoder, shape, params)
     return config, _begun_as(encoder_config(encoder), config, shape)
 
 
 def make_student(teacher: Model, shape: StudentShape, params: float, *, seed: int = 0) -> Student:
-    """An encoder of a shape with at most `params` parameters, of the class of a teacher's, which transformers has.
+    """An encoder of a shape with at most `params` parameters, of transformers' class of a teacher's family.
 
     The front end's convolutions are the teacher's, weights included (the published deep student draws them anew): from
     random ones short trainings do not recover. Layers are the teacher's where heads are as wide as its own: then of a

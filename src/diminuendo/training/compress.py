@@ -212,7 +212,7 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
         )
     lookaheads_of(encoder_config(source.model), config.lookaheads or ())
     student_layers = config.shape.layers if config.method == "student" else None
-    config = config.resolved(default_layers(depth, config.maps, student_layers or depth))
+    config = config.resolved(default_layers(depth, config.maps, student_layers))
     check_clusters(teacher, cuts, config)
     layers = config.layers or ()
     if not layers or not all(0 <= layer <= depth for layer in layers):

@@ -207,7 +207,7 @@ class TwoStages:
 
         student: one made by hand; None for a step as in the end of the joint stage.
         """
-        objective = self._joint_objective(device) if student is None else self._objective(student, device)
+        objective = self._joint_objective(device) if student is None else self._objective(student, device).to(device)
         objective.train()
         batch, texts = self._labelled(look_at_one(self.cuts, self.config.batch_settings(crop_to_shortest=self.crops)))
         seconds = 0.0
