@@ -8,6 +8,7 @@ from two_layers import FULL, SHAPE
 from diminuendo.errors import UserError
 from diminuendo.report import Table, write_report
 from diminuendo.report.curves import Curves, draw_curves
+from diminuendo.training import front_end
 
 COMPRESS = {"command": "compress", "recipe": "dphubert", "model": "a&b", "config": {"keep": "params=0.5", "steps": 4}}
 RESULT = {
@@ -164,9 +165,10 @@ def test_a_pretraining_has_curves_for_every_stage_and_for_scalars_it_never_saw(t
 
 
 def test_a_new_front_end_has_curves_of_its_own(tmp_path):
-    log = [{"stage": "front_end", "step": 5, "total_step": 0, "loss": 0.3}, *COMPRESS_LOG]
+    log = [{"stage": front_end.NAME, "step": s, "total_step": s - 5, "loss": 1.5 / s} for s in (3, 5)] + COMPRESS_LOG
     page = Reading(report(tmp_path, make_run(tmp_path / "fbank", lines=log)))
     assert page.texts["figcaption"] == ["Layer map", "Loss, stage front_end", *COMPRESS_FIGURES[1:]]
+    assert page.labels[1] == "fbank, stage front_end: Loss over 5 steps: loss minimised from 0.5 to 0.3."
     assert page.labels[2] == "fbank: Loss over 6 steps: loss minimised from 1 to 0.1, distillation from 0.5 to 0.5."
 
 

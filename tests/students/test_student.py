@@ -229,6 +229,11 @@ def test_a_teacher_that_is_whole_though_its_class_is_ours_is_none_that_was_compr
     plain = family_of(teacher).plain(teacher)
     ours = build(teacher, shape_of(family_of(teacher).axes(plain)), plain.state_dict())
     assert student(ours, "thin").model.config.to_dict() == student(teacher, "thin").model.config.to_dict()
+    # By another seed than the teacher's, whose weights would be drawn again.
+    made, same = (student(one, "layers=1,width=32,copy=first", part=0.9, seed=7) for one in (ours, teacher))
+    assert same.copied == 1.0
+    for found, expected in zip(states(made.model, teacher), states(same.model, teacher), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["thin", "layers=2,width=16,heads=2,ffn=20"])

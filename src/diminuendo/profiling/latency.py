@@ -136,10 +136,10 @@ def profile(
 ) -> dict[str, Any]:
     """Every cost of a model, ready for JSON. `seconds` is the clip that is timed.
 
-    Latency and real-time factor are of the model; `features_ms` is what its extractor takes before: filter banks, or
-    normalisation of the waveform, as this package computes them. Multiply-accumulates are per second of audio for a
-    clip of 10 s whatever `seconds` is: that is what budgets are stated in, and attention makes the figure depend on the
-    clip.
+    Latency and real-time factor are of the model; `features_ms` is what its extractor takes before, on the CPU: filter
+    banks, or normalisation of the waveform, as this package computes them. Multiply-accumulates are per second of audio
+    for a clip of 10 s whatever `seconds` is: that is what budgets are stated in, and attention makes the figure depend
+    on the clip.
     """
     latency = measure_latency(model, seconds, threads, runs)
     return {

@@ -48,7 +48,12 @@ class Curves:
         for key in self.keys:
             values = [line[key] for line in lines if key in line]
             said.append(f"{_name(key)} from {values[0]:.4g} to {values[-1]:.4g}")
-        return f"{self.title} over {lines[-1]['total_step']} steps: {', '.join(said)}."
+        return f"{self.title} over {lines[-1]['total_step'] - _before(lines)} steps: {', '.join(said)}."
+
+
+def _before(lines: Sequence[Mapping[str, Any]]) -> int:
+    """The total_step before the first of lines: below zero where a front end learns first."""
+    return int(lines[0]["total_step"] - lines[0].get("step", 0))
 
 
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> Iterator[Curves]:
@@ -74,7 +79,7 @@ def draw_curves(curves: Curves, lines: Sequence[Mapping[str, Any]]) -> Figure:
             line.set(marker="o" if len(points) <= _FEW else "", markersize=2.5)
         if curves.keys[0] in _FROM_ZERO:
             axes.set_ylim(bottom=0)
-        axes.set_xlim(lines[0]["total_step"] - lines[0].get("step", 0), lines[-1]["total_step"])
+        axes.set_xlim(_before(lines), lines[-1]["total_step"])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("step")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of
@@ -36,11 +37,15 @@ class Student:
         return self.copied_in(self.model)
 
     def copied_in(self, encoder: Model, replaced: str | tuple[str, ...] = ()) -> float:
-        """The share of an encoder's parameters that come from the teacher: this one's, or with parts `replaced`."""
-        # Its own sizes: in another class a weight may be in one part that is in two here.
+        """The share of an encoder's parameters that come from the teacher.
+
+        encoder: the student's, or what was made of that, with parts `replaced`.
+        """
+        # By module: in our classes a weight is in one part that is in two here, and what nothing uses is not there.
+        modules = {path for path, _ in encoder.named_modules()}
+        kept = (name for name in self.from_teacher if _owner(name) in modules and not name.startswith(replaced))
         sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
-        copied = sum(sizes[name] for name in self.from_teacher if not name.startswith(replaced))
-        return min(1.0, float(copied / count_parameters(encoder)))
+        return float(sum(sizes[name] for name in kept) / count_parameters(encoder))
 
 
 def plan(teacher: Model, shape: StudentShape, params: float) -> tuple[Any, tuple[int, ...]]:
@@ -80,7 +85,26 @@ def make_student(teacher: Model, shape: StudentShape, params: float, *, seed: in
     fitting = {name: state[name] for name in own if _whole(name) not in other}
     model.load_state_dict(fitting, strict=False)
     parameters = {name for name, _ in model.named_parameters()}
-    return Student(model.eval(), layers, frozenset(fitting.keys() & parameters))
+    return Student(model.eval(), layers, frozenset(fitting.keys() & parameters) | _multiplied_out(model, state))
+
+
+def _multiplied_out(model: Model, state: Mapping[str, Tensor]) -> set[str]:
+    """Takes over weights that are parametrised here and, in our classes, are not there; names of their parts here."""
+    names = set()
+    for path, module in model.named_modules():
+        weight = state.get(f"{path}.weight")
+        if is_parametrized(module, "weight") and weight is not None and weight.shape == module.weight.shape:
+            module.weight = weight
+            names |= {
+                f"{path}.parametrizations.weight.{part}"
+                for part, _ in module.parametrizations.weight.named_parameters()
+            }
+    return names
+
+
+def _owner(name: str) -> str:
+    """The module that a parameter is of, though it is a part of a parametrised one."""
+    return _whole(name) if ".parametrizations." in name else name.rpartition(".")[0]
 
 
 def _whole(name: str) -> str:
