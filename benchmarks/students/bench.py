@@ -17,7 +17,13 @@ from benchmarks.students.cells import WHOLE, Cell, Encoder, Text, first, then
 from benchmarks.synergy.bench import Places
 from benchmarks.workers import Job, quiet_worker, work_off
 
-TASKS: dict[Text, str] = {"words": "task", "tenth": "task", "longer": "task", "sentences": "task-sentences"}
+TASKS: dict[Text, str] = {
+    "words": "task",
+    "tenth": "task",
+    "longer": "task",
+    "longest": "task",
+    "sentences": "task-sentences",
+}
 PART = 10
 ENCODERS = "student-encoders"
 

@@ -67,8 +67,8 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
 
 
 def fine_tuning(cell: Cell) -> dict[str, Any]:
-    longer = {"steps": LONGER * FINE_TUNING["steps"]} if cell.text == "longer" else {}
-    return FINE_TUNING | longer | {"seed": cell.encoder.run_seed}
+    times = {"longer": LONGER, "longest": LONGER**2}.get(cell.text, 1)
+    return FINE_TUNING | {"steps": times * FINE_TUNING["steps"], "seed": cell.encoder.run_seed}
 
 
 def encoder(one: Encoder, unlabelled: Path, out: Path) -> dict[str, Any]:

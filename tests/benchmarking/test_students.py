@@ -122,10 +122,13 @@ def test_a_front_end_that_learns_longer_is_the_one_thing_that_differs() -> None:
     assert short == long
     assert table.shape(Encoder("deep-thin", "both", "fbank-long")) == table.shape(Encoder("deep-thin", "both", "fbank"))
     long_cells = [cell for cell in cells.then(DEV) if cell.encoder.input == "fbank-long"]
-    assert {cell.text for cell in long_cells} == {"longer"}
-    assert {(cell.encoder.student, cell.encoder.seed) for cell in long_cells} == {
-        (student, seed) for student in STUDENTS for seed in range(3)
+    assert {(cell.encoder.student, cell.encoder.seed, cell.text) for cell in long_cells} == {
+        (student, seed, text) for student in STUDENTS for seed in range(3) for text in ("longer", "longest")
     }
+    steps = [
+        make.fine_tuning(Cell(Encoder("pruned", "both"), text))["steps"] for text in ("words", "longer", "longest")
+    ]
+    assert steps == [1600, 4800, 14400]
 
 
 def test_filter_banks_leave_a_student_its_shape_and_take_what_its_front_end_had(places: Places) -> None:
