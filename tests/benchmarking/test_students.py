@@ -230,6 +230,9 @@ def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also
     banks = Encoder("pruned", "both", "fbank")
     of_banks = {other.encoder for _, one, other in table.with_best(found, "longer") if one == Cell(banks, "longer")}
     assert of_banks == {WHOLE, *(Encoder(student, "regression", "fbank") for student in cells.MADE_BY_HAND)}
+    long_banks = [Cell(Encoder("pruned", "both", "fbank-long"), text) for text in ("longer", "longest")]
+    waveform = Cell(Encoder("pruned", "both"), "longer")
+    assert {(one, waveform) for one in long_banks} <= {(one, other) for _, one, other in table.questions()}
     assert table.answers(found, table.with_best(found, "tenth")) == ""
     asked = [(one, other) for _, one, other in table.losses("tenth")]
     assert (Cell(Encoder("deep-thin", "both"), "tenth"), Cell(Encoder("deep-thin", "regression"), "tenth")) in asked
