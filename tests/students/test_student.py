@@ -243,6 +243,16 @@ def test_a_student_hears_no_padding(family: str, text: str) -> None:
     check_padding_is_not_heard(student(teacher, text).model)
 
 
+@pytest.mark.parametrize(("text", "neurons"), [("ffn=1x", None), ("width=16", None), ("width=16,ffn=1.5x", 24)])
+def test_neurons_take_what_room_is_left_unless_width_and_proportion_are_given(text: str, neurons: int | None) -> None:
+    made = student(tiny_model(), text, 0.8).model.config
+    proportion = parse_shape(text).ffn
+    if neurons is None:
+        assert made.intermediate_size > made.hidden_size * (proportion or 1)
+    else:
+        assert made.intermediate_size == neurons
+
+
 def test_candidates_are_small_enough_and_say_what_they_cost() -> None:
     teacher = tiny_model(num_hidden_layers=6)
     rows = candidates(teacher, 0.5 * size(teacher), seconds=1.0, threads=1, runs=1)

@@ -28,8 +28,8 @@ class StudentShape:
 
     layers, heads: None for the teacher's; heads, where a copy is asked for, for as many as the width has of the
     teacher's. width: None for the largest, up to the teacher's, for which there is room. ffn: feed-forward neurons, or
-    how many times the width; None for the teacher's proportion. If it is no number of neurons, what room is left goes
-    to them, up to the teacher's.
+    how many times the width; None for the teacher's proportion. Unless neurons are given, or times a given width,
+    what room is left goes to them, up to the teacher's.
     copy: which of the teacher's layers it begins with, the "first", or some "spread" over its depth, or "none"; None
     for the first, if the shape allows.
     """
@@ -118,7 +118,7 @@ def solved(teacher: Model, shape: StudentShape, params: float) -> Any:
         return float(parameters_of(teacher, _configuration(config, shape, width)))
 
     fitting = _configuration(config, shape, widths[bisect_right(widths, params, key=size) - 1])
-    if shape.ffn is None or isinstance(shape.ffn, float):
+    if shape.ffn is None or (isinstance(shape.ffn, float) and shape.width is None):
         room = params - parameters_of(teacher, fitting)
         more = int(room / _parameters_of_a_neuron_everywhere(teacher, fitting))
         neurons = min(fitting.intermediate_size + more, config.intermediate_size)
