@@ -168,6 +168,8 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             asked.append((f"{what}: {HEARD['fbank-long']}, than filter banks, both longer", long_banks, longer_banks))
             longest = replace(long_banks, text="longest")
             asked.append((f"{what}: {HEARD['fbank-long']}, longest, than the waveform, longer", longest, longer))
+            of_waveform = replace(one, text="longest")
+            asked.append((f"{what}: {HEARD['fbank-long']}, than the waveform, both longest", longest, of_waveform))
     for heard in INPUTS:
         for loss in LOSSES:
             deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)
