@@ -127,6 +127,12 @@ def test_loading_runs_no_code_of_the_directory(tmp_path: Path) -> None:
     assert type(diminuendo.load(tmp_path)).__module__ == "diminuendo.modules.ragged_wav2vec2"
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(tmp_path: Path) -> None:
+    save(compressed("hubert", "base"), Wav2Vec2FeatureExtractor(), tmp_path)
+    weights, config = ((tmp_path / name).stat().st_mode for name in ("model.safetensors", "config.json"))
+    assert weights == config
+
+
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     save(compressed("hubert", "base"), Wav2Vec2FeatureExtractor(), tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".py"}

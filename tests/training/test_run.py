@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import PartialState
+from safetensors import safe_open
 from transformers import Wav2Vec2FeatureExtractor
 
 import diminuendo
@@ -22,6 +23,7 @@ from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.training.device import device_type, make_accelerator
 from diminuendo.training.progress import Diverged
+from diminuendo.training.run import write_tensors
 from tiny import QUIET, compress, interrupt, tiny_model, weights
 
 
@@ -322,6 +324,16 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_the_checkpoint(
     compress(teacher_folder, audio_folder, tmp_path / "whole")
     compress(teacher_folder, audio_folder, tmp_path / "small", resume=True)
     assert weights(tmp_path / "small") == weights(tmp_path / "whole")
+
+
+def test_tensors_are_written_beside_and_for_whoever_may_read_other_files(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("")
+    write_tensors(path := tmp_path / "some.safetensors", {"a": torch.arange(6.0).view(2, 3).T}, {"of": "a test"})
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["other", "some.safetensors"]
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"of": "a test"}
+        assert torch.equal(file.get_tensor("a"), torch.arange(6.0).view(2, 3).T)
 
 
 def test_a_run_begun_before_there_was_a_setting_has_its_default(

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from lhotse import CutSet
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diminuendo.data.manifest import total_seconds
@@ -20,14 +18,13 @@ from diminuendo.errors import UserError
 from diminuendo.families import encoder_config, family_of, model_inputs, stream_width
 from diminuendo.families.inputs import SAMPLING_RATE
 from diminuendo.tasks.selfsupervised import ClusterHead, Clusters, Scale
-from diminuendo.training.checkpoint import clear_on_full_disk
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.heard import some_batches
 from diminuendo.training.loop import Loop
 from diminuendo.training.objective import Teacher
 from diminuendo.training.own_prediction import last_head
 from diminuendo.training.removing import Source
-from diminuendo.training.run import fingerprint
+from diminuendo.training.run import fingerprint, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +81,7 @@ def teacher_clusters(trainer: Loop, teacher: Source, cuts: CutSet, config: Compr
             log.info("fitting %d clusters to the teacher's states", config.num_clusters)
             frames = _frames(trainer, teacher, cuts, config)
             fitted = fit_centres(frames, config.num_clusters, torn_between=config.torn_between, seed=config.seed)
-            _keep(fitted, kept, {"teacher": _fingerprint(teacher), "layer": str(layer)})
+            write_tensors(kept, fitted.state_dict(), {"teacher": _fingerprint(teacher), "layer": str(layer)})
         found = [read_centres(kept, teacher, layer)]
     broadcast_object_list(found)
     assert found[0] is not None
@@ -110,13 +107,6 @@ def read_centres(path: Path, teacher: Source, layer: int) -> Centres:
 def _fingerprint(teacher: Source) -> str:
     """Of its encoder: a head has no part in states."""
     return fingerprint(family_of(teacher.model).encoder(teacher.model))
-
-
-def _keep(centres: Centres, path: Path, about: dict[str, str]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    with clear_on_full_disk(path):
-        save_file({name: value.contiguous() for name, value in centres.state_dict().items()}, beside, about)
-        os.replace(beside, path)
 
 
 def _frames(trainer: Loop, source: Source, cuts: CutSet, config: CompressConfig) -> Iterator[Tensor]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from lhotse import CutSet
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diminuendo.data.batching import TrainingBatches, look_at_one
@@ -58,7 +57,7 @@ from diminuendo.training.pretrain_config import (
     config_class,
 )
 from diminuendo.training.progress import duration_text
-from diminuendo.training.run import Run, clips_of, defaults_of
+from diminuendo.training.run import Run, clips_of, defaults_of, write_tensors
 from diminuendo.training.schedules import warm_up_hold_decay
 
 log = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ def pretrain(
 
         def write() -> None:
             if labels := stages.labels():
-                save_file(labels, out / FILES[config.objective])
+                write_tensors(out / FILES[config.objective], labels)
             save(stages.model.cpu(), stages.extractor, out, card=pretraining_card(name, result, asdict(config)))
 
         return result, write

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from lhotse import CutSet
+from safetensors.torch import save as serialised
+from torch import Tensor
 
 from diminuendo.data.manifest import total_seconds
 from diminuendo.errors import UserError
@@ -59,6 +61,15 @@ def write_json(path: Path, value: Any) -> None:
     beside = path.with_name(path.name + ".tmp")
     with clear_on_full_disk(path):
         beside.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(beside, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """As safetensors with `about` as metadata; written beside, then renamed. Whoever may read other files may read it,
+    which is not so of safetensors' save_file."""
+    beside = path.with_name(path.name + ".tmp")
+    with clear_on_full_disk(path):
+        beside.write_bytes(serialised({name: value.contiguous() for name, value in tensors.items()}, about))
         os.replace(beside, path)
 
 
