@@ -54,12 +54,13 @@ def budget(teacher: Path, heard: Input) -> str:
 
 def encoder_settings(encoder: Encoder) -> dict[str, Any]:
     """Of its distillation."""
-    after = STEPS // 3
+    steps = encoder.times * STEPS
+    after = steps // 3
     settings = BATCHES | LOSSES[encoder.loss] | {"seed": encoder.run_seed, "keep": budget(TEACHER, encoder.input)}
-    settings |= {"steps": STEPS - after, "distil_steps": after}
+    settings |= {"steps": steps - after, "distil_steps": after}
     if encoder.input != "waveform":
-        steps = FRONT_END_STEPS * (LONGER if encoder.input == "fbank-long" else 1)
-        settings |= {"input": "fbank", "input_steps": steps, "input_learning_rate": FRONT_END_RATE}
+        front_end = FRONT_END_STEPS * (LONGER if encoder.input == "fbank-long" else 1)
+        settings |= {"input": "fbank", "input_steps": front_end, "input_learning_rate": FRONT_END_RATE}
     rate = RATES[encoder.student]
     if encoder.student == "pruned":  # the second stage has half of the rate, as in the grid of encoders
         return settings | {"learning_rate": rate, "distil_learning_rate": rate / 2}

@@ -3,11 +3,11 @@
     python -m benchmarks.students.table                                     # of the results that are kept here
     python -m benchmarks.students.table --results DIRECTORY --latency WORK  # of your own
 
-As Markdown: the grid, what it says of losses, shapes, inputs on the same clips, a tenth of the texts, three and nine
-times the steps, and sentences; the best of words on dev beside others. Word errors are on clips of speakers that
-nothing was trained on, of sentences phone errors of voices that were; with 95 % bootstrap intervals over clips. Of
-several seeds, which are counted, means are given; intervals are of these models for other clips or speakers, not for
-other trainings.
+As Markdown: the grid, what it says of losses, shapes, inputs on the same clips, longer distillation, a tenth of the
+texts, three and nine times the steps, and sentences; the best of words on dev beside others. Word errors are on clips
+of speakers that nothing was trained on, of sentences phone errors of voices that were; with 95 % bootstrap intervals
+over clips. Of several seeds, which are counted, means are given; intervals are of these models for other clips or
+speakers, not for other trainings.
 Latency is of 10 s, batch 1, from the waveform on, median of passes in turn, of one recogniser of every shape: students
 made by hand have one for an input, pruned ones their own. The real-time factor is that on one thread.
 CPU minutes are of distillation and fine-tuning, without the teacher's. What is not there is named.
@@ -23,6 +23,7 @@ from benchmarks.recogniser_tables import LATENCY, PASSES, Results, mean_interval
 from benchmarks.record import RESULTS, record
 from benchmarks.students.bench import TASKS, grid, model_of
 from benchmarks.students.cells import (
+    DISTILLED_LONGER,
     INPUTS,
     LOSSES,
     MADE_BY_HAND,
@@ -91,7 +92,8 @@ def both_seeds(found: Results, one: Cell, other: Cell) -> tuple[list[str], list[
 
 
 def encoders() -> list[Encoder]:
-    return [WHOLE, *(Encoder(student, loss, heard) for heard in HEARD for student in STUDENTS for loss in LOSSES)]
+    shapes = [Encoder(student, loss, heard) for heard in HEARD for student in STUDENTS for loss in LOSSES]
+    return [WHOLE, *shapes, *(replace(encoder, times=DISTILLED_LONGER) for encoder in shapes)]
 
 
 def table(text: Text, found: Results) -> str:
@@ -114,7 +116,7 @@ def _line(cell: Cell, found: Results) -> str:
     times = {count: _latency(found, encoder, count) for count in THREADS}
     cells = [
         NAMES[encoder.student],
-        "" if encoder == WHOLE else encoder.loss,
+        "" if encoder == WHOLE else _loss(encoder),
         HEARD[encoder.input],
         f"{sum(values) / len(values):.1f} ({mean_interval([row['wer'] for row in rows], 'wer')}{spread})",
         against,
@@ -125,6 +127,10 @@ def _line(cell: Cell, found: Results) -> str:
         f"{spent / len(rows) / 60:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _loss(encoder: Encoder) -> str:
+    return encoder.loss + (f", {encoder.times} times the steps" if encoder.times > 1 else "")
 
 
 def _encoders(names: Iterable[str]) -> list[str]:
@@ -153,7 +159,7 @@ def _latency(found: Results, encoder: Encoder, threads: int) -> float | None:
 
 
 def questions() -> list[tuple[str, Cell, Cell]]:
-    """What is compared: inputs, also at as much training time, and shapes."""
+    """What is compared: inputs, also at as much training time and of longer distillation, and shapes."""
     asked = []
     for student in STUDENTS:
         for loss in LOSSES:
@@ -170,6 +176,11 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             asked.append((f"{what}: {HEARD['fbank-long']}, longest, than the waveform, longer", longest, longer))
             of_waveform = replace(one, text="longest")
             asked.append((f"{what}: {HEARD['fbank-long']}, than the waveform, both longest", longest, of_waveform))
+            far, far_banks = (_distilled_longer(cell) for cell in (longer, long_banks))
+            times = f"{DISTILLED_LONGER} times as long distilled"
+            asked.append((f"{what}, {times}: {HEARD['fbank-long']}, than the waveform, both longer", far_banks, far))
+            for cell, before in ((far, longer), (far_banks, long_banks)):
+                asked.append((f"{what}, {HEARD[cell.encoder.input]}, longer: {times} than once", cell, before))
     for heard in INPUTS:
         for loss in LOSSES:
             deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)
@@ -178,6 +189,10 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             asked.append((f"{how}: deep and thin than pruned jointly", deep, pruned))
             asked.append((f"{how}: shallow and wide than pruned jointly", wide, pruned))
     return asked
+
+
+def _distilled_longer(cell: Cell) -> Cell:
+    return replace(cell, encoder=replace(cell.encoder, times=DISTILLED_LONGER))
 
 
 def losses(text: Text) -> list[tuple[str, Cell, Cell]]:

@@ -21,6 +21,12 @@ from diminuendo.training.config import LoopConfig
 from diminuendo.training.progress import Diverged
 
 FEW = {"seconds_per_batch": 2.0}
+WITH_SIZES = {
+    "wer": {"errors": [1, 0, 0, 0, 0, 0], "wer": 0.1, "wer_low": 0.1, "wer_high": 0.2},
+    "params": 1.0,
+    "macs_per_second": 1e6,
+    "cpu_seconds": 60.0,
+}
 DEV = {Cell(Encoder(student, loss, heard)).name: 0.5 for student in STUDENTS for loss in LOSSES for heard in INPUTS}
 
 
@@ -121,11 +127,12 @@ def test_a_front_end_that_learns_longer_is_the_one_thing_that_differs() -> None:
     assert short.pop("input_steps") * 3 == long.pop("input_steps")
     assert short == long
     assert table.shape(Encoder("deep-thin", "both", "fbank-long")) == table.shape(Encoder("deep-thin", "both", "fbank"))
-    long_cells = [cell for cell in cells.then(DEV) if cell.encoder.input == "fbank-long"]
+    following = [cell for cell in cells.then(DEV) if cell.encoder.times == 1]
+    long_cells = [cell for cell in following if cell.encoder.input == "fbank-long"]
     assert {(cell.encoder.student, cell.encoder.seed, cell.text) for cell in long_cells} == {
         (student, seed, text) for student in STUDENTS for seed in range(3) for text in ("longer", "longest")
     }
-    longest = [cell.encoder for cell in cells.then(DEV) if cell.text == "longest"]
+    longest = [cell.encoder for cell in following if cell.text == "longest"]
     for heard in ("waveform", "fbank-long"):  # in as many steps
         of_input = {(encoder.student, encoder.seed) for encoder in longest if encoder.input == heard}
         assert of_input == {(student, seed) for student in STUDENTS for seed in range(3)}
@@ -133,6 +140,25 @@ def test_a_front_end_that_learns_longer_is_the_one_thing_that_differs() -> None:
         make.fine_tuning(Cell(Encoder("pruned", "both"), text))["steps"] for text in ("words", "longer", "longest")
     ]
     assert steps == [1600, 4800, 14400]
+
+
+def test_longer_distillation_is_of_more_steps_and_its_recognisers_have_cells_of_their_own() -> None:
+    once, longer = (Encoder("deep-thin", "both", "fbank-long", 1, times) for times in (1, 4))
+    assert (once.name, longer.name) == (
+        "encoder_deep-thin_both_fbank-long_seed-1",
+        "encoder_deep-thin_both_fbank-long_times-4_seed-1",
+    )
+    assert table.shape(once) == table.shape(longer)
+    settings, more = make.encoder_settings(once), make.encoder_settings(longer)
+    steps = [sum(some.pop(key) for key in ("steps", "distil_steps")) for some in (settings, more)]
+    assert steps == [1200, 4800]
+    assert settings == more
+    dev = DEV | {Cell(Encoder("pruned", "both")).name: 0.3, Cell(Encoder("deep-thin", "both", "fbank")).name: 0.4}
+    assert {cell for cell in cells.then(dev) if cell.encoder.times > 1} == {
+        Cell(Encoder("deep-thin", "both", heard, seed, 4), "longer")
+        for heard in ("waveform", "fbank-long")
+        for seed in range(3)
+    }
 
 
 def test_filter_banks_leave_a_student_its_shape_and_take_what_its_front_end_had(places: Places) -> None:
@@ -238,6 +264,11 @@ def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also
     waveform = Cell(Encoder("pruned", "both"), "longer")
     in_pairs = {(one, other) for _, one, other in table.questions()}
     assert {(one, waveform) for one in long_banks} | {(long_banks[1], replace(waveform, text="longest"))} <= in_pairs
+    far = [Cell(Encoder("deep-thin", "both", heard, times=4), "longer") for heard in ("fbank-long", "waveform")]
+    before = [replace(cell, encoder=replace(cell.encoder, times=1)) for cell in far]
+    assert {(far[0], far[1]), *zip(far, before, strict=True)} <= in_pairs
+    row = table.table("longer", Results({far[0].name: WITH_SIZES}, torch.full((6,), 2.0), ["a", "b"] * 3, {}))
+    assert row.splitlines()[2].startswith("| deep and thin | both, 4 times the steps | filter banks, longer learned |")
     assert table.answers(found, table.with_best(found, "tenth")) == ""
     asked = [(one, other) for _, one, other in table.losses("tenth")]
     assert (Cell(Encoder("deep-thin", "both"), "tenth"), Cell(Encoder("deep-thin", "regression"), "tenth")) in asked
