@@ -130,7 +130,11 @@ def _line(cell: Cell, found: Results) -> str:
 
 
 def _loss(encoder: Encoder) -> str:
-    return encoder.loss + (f", {encoder.times} times the steps" if encoder.times > 1 else "")
+    return encoder.loss + (f", {_as_long(encoder.times)}" if encoder.times > 1 else "")
+
+
+def _as_long(times: int) -> str:
+    return f"{times} times as long distilled"
 
 
 def _encoders(names: Iterable[str]) -> list[str]:
@@ -177,7 +181,7 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             of_waveform = replace(one, text="longest")
             asked.append((f"{what}: {HEARD['fbank-long']}, than the waveform, both longest", longest, of_waveform))
             far, far_banks = (_distilled_longer(cell) for cell in (longer, long_banks))
-            times = f"{DISTILLED_LONGER} times as long distilled"
+            times = _as_long(DISTILLED_LONGER)
             asked.append((f"{what}, {times}: {HEARD['fbank-long']}, than the waveform, both longer", far_banks, far))
             for cell, before in ((far, longer), (far_banks, long_banks)):
                 asked.append((f"{what}, {HEARD[cell.encoder.input]}, longer: {times} than once", cell, before))

@@ -268,7 +268,8 @@ def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also
     before = [replace(cell, encoder=replace(cell.encoder, times=1)) for cell in far]
     assert {(far[0], far[1]), *zip(far, before, strict=True)} <= in_pairs
     row = table.table("longer", Results({far[0].name: WITH_SIZES}, torch.full((6,), 2.0), ["a", "b"] * 3, {}))
-    assert row.splitlines()[2].startswith("| deep and thin | both, 4 times the steps | filter banks, longer learned |")
+    begin = "| deep and thin | both, 4 times as long distilled | filter banks, longer learned |"
+    assert row.splitlines()[2].startswith(begin)
     assert table.answers(found, table.with_best(found, "tenth")) == ""
     asked = [(one, other) for _, one, other in table.losses("tenth")]
     assert (Cell(Encoder("deep-thin", "both"), "tenth"), Cell(Encoder("deep-thin", "regression"), "tenth")) in asked
