@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 Student = Literal["deep-thin", "shallow-wide", "pruned", "whole"]
 Loss = Literal["regression", "discriminative", "both", "none"]
-Input = Literal["waveform", "fbank", "fbank-long"]
+Input = Literal["waveform", "fbank", "fbank-long", "fbank-levelled"]
 Text = Literal["words", "tenth", "longer", "longest", "sentences"]
 
 MADE_BY_HAND: tuple[Student, ...] = ("deep-thin", "shallow-wide")
@@ -23,8 +23,9 @@ class Encoder:
     """What a recogniser begins with.
 
     student: its shape, found by joint pruning or made by hand; "whole" for the teacher as it is. loss: what it learned
-    from the teacher by; "none" for the teacher itself. input: what it hears; "fbank-long" for filter banks whose front
-    end learned from the convolutions for three times the steps.
+    from the teacher by; "none" for the teacher itself. input: what it hears; "fbank" and "fbank-long" for filter banks
+    with a plain front end, which in the second learned from the convolutions for three times the steps;
+    "fbank-levelled" for the one that hears no clip's level, and learned for longer again.
     """
 
     student: Student
@@ -100,8 +101,9 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
     every loss with a tenth of the texts; longer training of it, on either input; of every student the best on
     sentences; more seeds of plain regression into students made by hand; longer training of the teacher and of the
     other students; the same of those on filter banks that learned longer themselves; and these for three times as many
-    steps again, which take about as long as those on the waveform; and those on the waveform in as many; and longer
-    training of the best student made by hand on encoders distilled for longer, of either input.
+    steps again, which take about as long as those on the waveform; and those on the waveform in as many; longer
+    training of the best student made by hand on encoders distilled for longer, of either input; and longer and longest
+    training of all on filter banks without level.
     """
     ranked, more = best(dev), range(1, SEEDS)
     either = [replace(encoder, input=heard) for encoder in ranked for heard in INPUTS]
@@ -134,7 +136,14 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
         for seed in range(SEEDS)
         for heard in inputs
     ]
+    texts: tuple[Text, ...] = ("longer", "longest")
+    without_level = [
+        Cell(replace(encoder, input="fbank-levelled", seed=seed), text)
+        for text in texts
+        for encoder in dict.fromkeys([made_by_hand, *ranked])
+        for seed in range(SEEDS)
+    ]
     of_best = [cell for cell in longer if cell.encoder.student == ranked[0].student]
-    rest = [*seeds[4:], *regression, Cell(WHOLE, "longer"), *longer, *long, *distilled]
+    rest = [*seeds[4:], *regression, Cell(WHOLE, "longer"), *longer, *long, *distilled, *without_level]
     soon = longer[: len(ranked)]  # filter banks, one seed
     return list(dict.fromkeys([*soon, *seeds[:4], *tenth, *of_best, *sentences, *rest]))

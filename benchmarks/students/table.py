@@ -52,7 +52,9 @@ HEARD: dict[Input, str] = {
     "waveform": "waveform",
     "fbank": "filter banks",
     "fbank-long": "filter banks, longer learned",
+    "fbank-levelled": "filter banks without level",
 }
+LEARNED_LONGER: tuple[Input, ...] = ("fbank-long", "fbank-levelled")
 TITLES: dict[Text, str] = {
     "words": "Words",
     "tenth": "Words, a tenth of the texts",
@@ -173,13 +175,17 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             longer, longer_banks = (replace(cell, text="longer") for cell in (one, banks))
             asked.append((f"{what}: filter banks, longer, than the waveform", longer_banks, one))
             asked.append((f"{what}: filter banks than the waveform, both longer", longer_banks, longer))
-            long_banks = Cell(Encoder(student, loss, "fbank-long"), "longer")
-            asked.append((f"{what}: {HEARD['fbank-long']}, than the waveform, both longer", long_banks, longer))
-            asked.append((f"{what}: {HEARD['fbank-long']}, than filter banks, both longer", long_banks, longer_banks))
-            longest = replace(long_banks, text="longest")
-            asked.append((f"{what}: {HEARD['fbank-long']}, longest, than the waveform, longer", longest, longer))
-            of_waveform = replace(one, text="longest")
-            asked.append((f"{what}: {HEARD['fbank-long']}, than the waveform, both longest", longest, of_waveform))
+            long_banks, levelled = (Cell(Encoder(student, loss, heard), "longer") for heard in LEARNED_LONGER)
+            for cell in (long_banks, levelled):
+                name, longest = HEARD[cell.encoder.input], replace(cell, text="longest")
+                asked.append((f"{what}: {name}, than the waveform, both longer", cell, longer))
+                asked.append((f"{what}: {name}, than filter banks, both longer", cell, longer_banks))
+                asked.append((f"{what}: {name}, longest, than the waveform, longer", longest, longer))
+                of_waveform = replace(one, text="longest")
+                asked.append((f"{what}: {name}, than the waveform, both longest", longest, of_waveform))
+            asked.append(
+                (f"{what}: {HEARD['fbank-levelled']} than {HEARD['fbank-long']}, both longer", levelled, long_banks)
+            )
             far, far_banks = (_distilled_longer(cell) for cell in (longer, long_banks))
             times = _as_long(DISTILLED_LONGER)
             asked.append((f"{what}, {times}: {HEARD['fbank-long']}, than the waveform, both longer", far_banks, far))

@@ -72,7 +72,10 @@ def compress(
     student: Annotated[
         str | None, typer.Option(help="Made by hand: thin, deep-thin, shallow-wide, or like layers=6,width=384.")
     ] = None,
-    input: Annotated[str | None, typer.Option(help="fbank: filter banks in the place of the waveform.")] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(help="fbank: filter banks in the place of the waveform; fbank-plain: as published."),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Learn it at the same time: own (MODEL's), ctc, rnnt, ctc+rnnt; DATA has texts.")
     ] = None,

@@ -22,7 +22,7 @@ USES: tuple[tuple[str, Callable[[CompressConfig], bool], tuple[str, ...]], ...] 
     (f"{_LEARNS}, others distil_learning_rate", lambda config: config.learned, ("learning_rate",)),
     (
         f"{_LEARNS}, and --input fbank, others distil_warm_up",
-        lambda config: config.learned or config.input == "fbank",
+        lambda config: config.learned or config.hears_filter_banks,
         ("warm_up",),
     ),
     (
@@ -39,7 +39,7 @@ USES: tuple[tuple[str, Callable[[CompressConfig], bool], tuple[str, ...]], ...] 
         lambda config: config.discriminative is not None,
         ("num_clusters", "torn_between", "cluster_layer", "cluster_seconds", "cluster_weight"),
     ),
-    ("--input fbank uses it", lambda config: config.input == "fbank", ("input_steps", "input_learning_rate")),
+    ("--input fbank uses it", lambda config: config.hears_filter_banks, ("input_steps", "input_learning_rate")),
     (
         "a budget in latency uses it, like --keep latency=0.5",
         lambda config: config.budget.kind == "latency",

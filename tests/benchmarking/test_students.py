@@ -3,13 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from benchmarks.recogniser_tables import Results
 from benchmarks.students import bench, cells, make, table
-from benchmarks.students.cells import INPUTS, LOSSES, STUDENTS, WHOLE, Cell, Encoder
+from benchmarks.students.cells import INPUTS, LOSSES, STUDENTS, WHOLE, Cell, Encoder, Input
 from benchmarks.synergy import bench as synergy_bench
 from benchmarks.synergy.bench import Places, lay_out
 
@@ -45,7 +45,7 @@ def places(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pla
         "TEACHER": tmp_path / "teacher",
         "KEEP": 0.6,
         "STEPS": 6,
-        "FRONT_END_STEPS": 2,
+        "FRONT_END_STEPS": dict.fromkeys(make.FRONT_END_STEPS, 2),
         "BATCHES": make.BATCHES | FEW,
         "FINE_TUNING": make.FINE_TUNING | FEW | {"steps": 4},
     }.items():
@@ -142,6 +142,23 @@ def test_a_front_end_that_learns_longer_is_the_one_thing_that_differs() -> None:
     assert steps == [1600, 4800, 14400]
 
 
+def test_filter_banks_without_level_have_another_front_end_that_learns_for_longer() -> None:
+    plain, levelled = (
+        make.encoder_settings(Encoder("deep-thin", "both", heard)) for heard in ("fbank-long", "fbank-levelled")
+    )
+    differ = {key: (plain[key], levelled[key]) for key in plain if plain[key] != levelled[key]}
+    assert set(differ) == {"input", "input_steps", "keep"}
+    assert differ["input"] == ("fbank-plain", "fbank")
+    assert differ["input_steps"] == (600, 3000)
+    assert len({table.shape(Encoder("deep-thin", "both", heard)) for heard in get_args(Input)}) == 3
+    dev = DEV | {Cell(Encoder("pruned", "both")).name: 0.3, Cell(Encoder("deep-thin", "both", "fbank")).name: 0.4}
+    following = [cell for cell in cells.then(dev) if cell.encoder.input == "fbank-levelled"]
+    assert {cell.encoder.student for cell in following[:3]} == {"deep-thin"}
+    assert {(cell.encoder.student, cell.encoder.seed, cell.text) for cell in following} == {
+        (student, seed, text) for student in STUDENTS for seed in range(3) for text in ("longer", "longest")
+    }
+
+
 def test_longer_distillation_is_of_more_steps_and_its_recognisers_have_cells_of_their_own() -> None:
     once, longer = (Encoder("deep-thin", "both", "fbank-long", 1, times) for times in (1, 4))
     assert (once.name, longer.name) == (
@@ -163,12 +180,13 @@ def test_longer_distillation_is_of_more_steps_and_its_recognisers_have_cells_of_
 
 def test_filter_banks_leave_a_student_its_shape_and_take_what_its_front_end_had(places: Places) -> None:
     teacher = source_of(make.TEACHER).model
-    saved = count_parameters(teacher) - count_parameters(with_filter_banks(teacher))
-    waveform, fbank = (
-        1e3 * float(make.budget(make.TEACHER, heard).removeprefix("params=").removesuffix("k")) for heard in INPUTS
+    heard: tuple[Input, ...] = ("waveform", "fbank", "fbank-long", "fbank-levelled")
+    kept = [1e3 * float(make.budget(make.TEACHER, one).removeprefix("params=").removesuffix("k")) for one in heard]
+    plain, levelled = (
+        count_parameters(teacher) - count_parameters(with_filter_banks(teacher, plain=plain)) for plain in (True, False)
     )
-    assert saved != 0
-    assert waveform - fbank == pytest.approx(saved, abs=0.01)
+    assert 0 != plain < levelled
+    assert [kept[0] - one for one in kept] == pytest.approx([0, plain, plain, levelled], abs=0.01)
 
 
 def test_an_encoder_that_was_lost_is_made_again_where_a_recogniser_needs_it(places: Places) -> None:
@@ -264,6 +282,9 @@ def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also
     waveform = Cell(Encoder("pruned", "both"), "longer")
     in_pairs = {(one, other) for _, one, other in table.questions()}
     assert {(one, waveform) for one in long_banks} | {(long_banks[1], replace(waveform, text="longest"))} <= in_pairs
+    levelled = replace(waveform, encoder=replace(waveform.encoder, input="fbank-levelled"))
+    assert {(levelled, waveform), (levelled, long_banks[0])} <= in_pairs
+    assert (replace(levelled, text="longest"), replace(waveform, text="longest")) in in_pairs
     far = [Cell(Encoder("deep-thin", "both", heard, times=4), "longer") for heard in ("fbank-long", "waveform")]
     before = [replace(cell, encoder=replace(cell.encoder, times=1)) for cell in far]
     assert {(far[0], far[1]), *zip(far, before, strict=True)} <= in_pairs

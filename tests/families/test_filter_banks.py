@@ -11,9 +11,10 @@ from conformance.test_removal import gated_and_removed
 from diminuendo.errors import UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import family_of, load, load_feature_extractor, model_inputs
-from diminuendo.families.filter_bank_input import hears_filter_banks, with_filter_banks
+from diminuendo.families.filter_bank_input import hears_filter_banks, hears_level, with_filter_banks
 from diminuendo.families.filter_banks import FULL_SCALE, filter_bank_extractor, filter_bank_frames, filter_banks
-from diminuendo.profiling.count import count_macs_per_second
+from diminuendo.modules.filter_bank import FilterBankFrontEnd, without_level
+from diminuendo.profiling.count import count_macs_per_second, count_parameters
 from families.test_inputs import check_padding_is_not_heard
 from spoken import say
 from tiny import VARIANTS, tiny_model
@@ -104,12 +105,13 @@ def test_features_of_chunks_are_those_of_the_whole(chunk: int) -> None:
     assert torch.allclose(torch.cat(frames), whole, atol=1e-4)
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(("family", "style"), WAVEFORMS)
 def test_a_model_has_as_many_frames_as_before_and_is_the_same_saved_and_in_transformers(
-    family: str, style: str, tmp_path: Path
+    family: str, style: str, plain: bool, tmp_path: Path
 ) -> None:
     before = tiny_model(family, style)
-    model, house = with_filter_banks(before), family_of(before)
+    model, house = with_filter_banks(before, plain=plain), family_of(before)
     assert hears_filter_banks(model)
     assert not hears_filter_banks(before)
     for samples in (400, 719, 720, 16_000, 20_123):
@@ -120,7 +122,9 @@ def test_a_model_has_as_many_frames_as_before_and_is_the_same_saved_and_in_trans
     stock = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
     with torch.inference_mode():
         states = house.hidden_states(model, inputs)
-        assert torch.equal(house.hidden_states(load(tmp_path), inputs)[-1], states[-1])
+        again = load(tmp_path)
+        assert hears_level(again) == plain
+        assert torch.equal(house.hidden_states(again, inputs)[-1], states[-1])
         assert torch.allclose(stock(**inputs).last_hidden_state, states[-1], atol=1e-5)
     assert len(states) == 4
     assert count_macs_per_second(model) < count_macs_per_second(before)
@@ -134,6 +138,49 @@ def test_what_lies_beside_a_clip_is_not_heard(family: str, style: str) -> None:
     model = with_filter_banks(tiny_model(family, style))
     family_of(model).encoder(model).feature_extractor.mean.fill_(3.0)  # so that padding is no silence
     check_padding_is_not_heard(model)
+
+
+@pytest.mark.parametrize("padding", [0.0, 7.0])
+def test_how_loud_a_clip_is_is_heard_by_a_plain_front_end_alone_and_what_a_mask_leaves_out_by_none(
+    padding: float,
+) -> None:
+    waveforms, lengths = two_clips()
+    quiet, loud = (model_inputs(EXTRACTOR, gain * waveforms, lengths) for gain in (1.0, 3.0))
+    own = quiet["attention_mask"][..., None]
+    loud["input_features"] = loud["input_features"] * own + padding * (1 - own)
+    counts = FilterBankFrontEnd.frames(lengths)
+    for plain in (False, True):
+        model = with_filter_banks(tiny_model("hubert", "base", ctc=True), plain=plain).eval()
+        with torch.inference_mode():
+            logits, louder = (model(**inputs).logits for inputs in (quiet, loud))
+            by_position = model(loud["input_features"], loud["attention_mask"]).logits
+        assert torch.equal(by_position, louder)
+        same = [
+            torch.allclose(one[:count], other[:count], atol=1e-4)
+            for one, other, count in zip(logits, louder, counts.tolist(), strict=True)
+        ]
+        assert same == [not plain] * 2
+
+
+def test_a_clips_level_is_its_mean_power() -> None:
+    waveforms, lengths = two_clips()
+    features = model_inputs(EXTRACTOR, waveforms, lengths)["input_features"]
+    counts = filter_bank_frames(lengths).tolist()
+    for found in (without_level(features), without_level(features.bfloat16())):
+        assert [one[:count].float().exp().mean().item() for one, count in zip(found, counts, strict=True)] == (
+            pytest.approx([1.0, 1.0], rel=1e-4 if found.dtype == torch.float32 else 1e-2)
+        )
+        assert not found[1, counts[1] :].any()
+    assert without_level(features[:, :0]).shape == (2, 0, 80)
+    assert not without_level(torch.zeros(1, 3, 80)).any()
+
+
+@pytest.mark.parametrize(("family", "style"), WAVEFORMS)
+def test_a_front_end_without_level_has_no_more_parameters_than_a_plain_one(family: str, style: str) -> None:
+    deep, plain = (
+        count_parameters(with_filter_banks(tiny_model(family, style), plain=plain)) for plain in (False, True)
+    )
+    assert 0.99 * plain < deep <= plain
 
 
 @pytest.mark.parametrize("kind", ["channels", "heads", "width", "sublayer"])

@@ -121,9 +121,9 @@ def test_its_loss_is_the_difference_of_two_front_ends_as_they_are_read_over_the_
     assert found.item() == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
 
 
-def test_clips_are_louder_and_softer_for_a_model_that_hears_filter_banks_alone() -> None:
+def test_clips_are_louder_and_softer_for_a_model_that_hears_it_alone() -> None:
     teacher = Source(tiny_model("hubert", "large"), Wav2Vec2FeatureExtractor(do_normalize=False))
-    student, hearing = hearing_filter_banks(teacher, 0), Hearing(level=6.0)
+    student, hearing = hearing_filter_banks(teacher, 0, plain=True), Hearing(level=6.0)
     waveforms, lengths = torch.randn(40, 4000).clamp(-3, 3) * 0.1, torch.full((40,), 4000)
     heard = [hearing.inputs(student.model, student.extractor, waveforms, lengths, 0, draw) for draw in (0, 0, 1)]
     assert torch.equal(heard[0]["input_features"], heard[1]["input_features"])
@@ -136,6 +136,9 @@ def test_clips_are_louder_and_softer_for_a_model_that_hears_filter_banks_alone()
     assert level.min() < 0 < level.max()
     own = hearing.inputs(teacher.model, teacher.extractor, waveforms, lengths, 0, 0)["input_values"]
     assert torch.equal(own, waveforms)
+    student = hearing_filter_banks(teacher, 0)
+    found = hearing.inputs(student.model, student.extractor, waveforms, lengths, 0, 0)["input_features"]
+    assert torch.equal(found, plain)
 
 
 def test_a_run_hears_levels_in_every_stage() -> None:
@@ -148,7 +151,7 @@ def test_a_front_end_hears_levels(teacher_folder: Path, audio_folder: Path, tmp_
     losses = []
     for level in (0.0, 20.0):
         out = tmp_path / f"{level:g}"
-        compress(teacher_folder, audio_folder, out, input="fbank", input_steps=2, level=level)
+        compress(teacher_folder, audio_folder, out, input="fbank-plain", input_steps=2, level=level)
         losses.append([line["loss"] for line in logged(out) if line["stage"] == "front_end"])
     assert losses[0] != losses[1]
 
@@ -210,7 +213,7 @@ def test_an_encoder_that_hears_filter_banks_becomes_a_recogniser(task: str, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"input": "mel"}, "--input mel: expected one of own, fbank"),
+        ({"input": "mel"}, "--input mel: expected one of own, fbank, fbank-plain"),
         ({"input": "fbank", "input_steps": 0}, "input_steps must be at least 1"),
         ({"input": "fbank", "level": -1.0}, "level -1: expected decibels from 0 to 60"),
         ({"input": "fbank", "keep": "latency=0.5"}, "a fraction of whose latency"),

@@ -1,10 +1,12 @@
 """A front end that reads filter banks where a model had convolutions on the waveform.
 
-From log-mel frames of 25 ms every 10 ms to what the convolutions gave every 20 ms (Wang et al., arXiv 2210.15631): a
-convolution of stride 2 and a linear layer. It looks back alone, so that frame i ends where the convolutions' did and
-what lies behind a clip is never heard, nor waited for.
+From log-mel frames of 25 ms every 10 ms to what the convolutions gave every 20 ms. The plain one (Wang et al., arXiv
+2210.15631) is a convolution of stride 2 and a linear layer. The other has a linear layer before these, too, and hears
+no clip's level: neither do models of waveforms, whose clips or whose first channels are normalised. Both look back
+alone, so that frame i ends where the convolutions' did and what lies behind a clip is never heard.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,10 @@ from torch import Tensor, nn
 BANDS, WINDOW, HOP = 80, 400, 160
 """Of Kaldi's filter banks at 16 kHz: bands; samples of a frame and between frames."""
 
-KERNELS, STRIDES = (3, 1), (2, 1)
+KERNELS, STRIDES = (1, 3, 1), (1, 2, 1)
+"""Of the layers; a plain front end lacks the first."""
+
+STRIDE = math.prod(STRIDES)
 
 
 class FilterBankLayer(nn.Module):
@@ -29,21 +34,30 @@ class FilterBankLayer(nn.Module):
 
 
 class FilterBankFrontEnd(nn.Module):
-    """[batch, frames of 10 ms, bands] to [batch, channels, frames of 20 ms]; mean and deviation are of the bands."""
+    """[batch, frames of 10 ms, bands] to [batch, channels, frames of 20 ms]; mean and deviation are of what is heard.
+
+    channels: what each layer writes; of two layers it is plain. Frames of zeros are padding, as extractors give it.
+    """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, channels: int, writes: int) -> None:
+    def __init__(self, *channels: int) -> None:
         super().__init__()
+        self.hears_level = len(channels) < len(KERNELS)
         self.register_buffer("mean", torch.zeros(BANDS))
         self.register_buffer("deviation", torch.ones(BANDS))
-        first = FilterBankLayer(BANDS, channels, KERNELS[0], STRIDES[0], nn.GELU())
-        last = FilterBankLayer(channels, writes, KERNELS[1], STRIDES[1], nn.Identity())
-        self.conv_layers = nn.ModuleList([first, last])
+        activations = [*(nn.GELU() for _ in channels[1:]), nn.Identity()]
+        depth = len(channels)
+        layers = zip((BANDS, *channels), channels, KERNELS[-depth:], STRIDES[-depth:], activations, strict=False)
+        self.conv_layers = nn.ModuleList(FilterBankLayer(*layer) for layer in layers)
+
+    def heard(self, features: Tensor) -> Tensor:
+        """The features, without each clip's level unless that is heard."""
+        return features if self.hears_level else without_level(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = ((features - self.mean) / self.deviation).transpose(1, 2)
+        hidden = ((self.heard(features) - self.mean) / self.deviation).transpose(1, 2)
         for layer in self.conv_layers:
             hidden = layer(hidden)
         return hidden
@@ -55,28 +69,40 @@ class FilterBankFrontEnd(nn.Module):
     @staticmethod
     def frames(samples: Any) -> Any:
         """How many frames a number of samples gives, as many as the convolutions."""
-        return (samples - WINDOW) // HOP // STRIDES[0] + 1
+        return (samples - WINDOW) // HOP // STRIDE + 1
 
 
-def stands_for(channels: int, writes: int) -> dict[str, Any]:
+def without_level(features: Tensor) -> Tensor:
+    """Bands [batch, frames, bands] less the logarithm of their clip's mean power; frames of zeros, padding, stay so."""
+    own = (features != 0).any(-1, keepdim=True)
+    bands = features.float().masked_fill(~own, -torch.inf)
+    mean = bands.logsumexp((1, 2), keepdim=True) - (BANDS * own.sum(1, keepdim=True)).log()
+    return torch.where(own, features - mean, 0.0).to(features.dtype)
+
+
+def stands_for(*channels: int) -> dict[str, Any]:
     """What a configuration says of convolutions in its place, by which transformers counts frames of a mask."""
+    depth = len(channels)
     return {
-        "conv_dim": [channels, writes],
-        "conv_kernel": [1, 1],
-        "conv_stride": list(STRIDES),
-        "num_feat_extract_layers": 2,
+        "conv_dim": list(channels),
+        "conv_kernel": [1] * depth,
+        "conv_stride": list(STRIDES[-depth:]),
+        "num_feat_extract_layers": depth,
     }
 
 
 def as_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Hook: what extractors of filter banks call input_features is what the stock classes read as input_values.
 
-    Where there are labels and no mask, they would count bands, and not frames.
+    What a mask leaves out becomes padding. Where there are labels and no mask, they would count bands, and not frames.
     """
-    named = dict(kwargs)
+    given, named = list(args), dict(kwargs)
     if "input_features" in named:
         named["input_values"] = named.pop("input_features")
-    if named.get("labels") is not None and named.get("attention_mask") is None:
-        heard = named["input_values"] if "input_values" in named else args[0]
-        named["attention_mask"] = torch.ones(heard.shape[:2], dtype=torch.long, device=heard.device)
-    return args, named
+    heard = given.pop(0) if given else named.pop("input_values", None)
+    mask = given.pop(0) if given else named.pop("attention_mask", None)
+    if heard is not None and mask is not None:
+        heard = heard * mask[..., None].to(heard.dtype)
+    elif heard is not None and named.get("labels") is not None:
+        mask = torch.ones(heard.shape[:2], dtype=torch.long, device=heard.device)
+    return (heard, mask, *given), named

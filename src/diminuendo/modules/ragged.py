@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .filter_bank import HOP, STRIDES, FilterBankFrontEnd, as_values
+from .filter_bank import HOP, STRIDE, FilterBankFrontEnd, as_values
 from .low_rank import LowRank
 from .residual import Residual
 
@@ -137,7 +137,7 @@ class RaggedConfig:
     def inputs_to_logits_ratio(self) -> int:
         """Samples a frame, by which transformers' pipeline puts chunks together."""
         if self.diminuendo.get("input") == "fbank":  # type: ignore[attr-defined]
-            return HOP * STRIDES[0]
+            return HOP * STRIDE
         return super().inputs_to_logits_ratio  # type: ignore[misc,no-any-return]
 
     @classmethod

@@ -104,7 +104,7 @@ def compress(
         job.stages.teacher.model.to(accelerator.device)
         if config.discriminative is not None:
             job.stages.clusters = teacher_clusters(trainer, job.stages.teacher, job.stages.cuts, job.config)
-        if config.input == "fbank":
+        if config.hears_filter_banks:
             before = job.stages.before
             learn_front_end(trainer, job.stages.source, before, job.stages.cuts, job.config)
         if trainer.resumed_stage is None and config.steps >= WORTH_ESTIMATING and accelerator.is_main_process:
@@ -200,8 +200,8 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
                 raise UserError(f"{why}; give --task own to train it")
     teacher = source if teacher is None else teacher
     before = source
-    if config.input == "fbank":
-        source = hearing_filter_banks(source, config.seed)
+    if config.hears_filter_banks:
+        source = hearing_filter_banks(source, config.seed, plain=config.input == "fbank-plain")
     depth, teacher_depth = (encoder_config(one.model).num_hidden_layers for one in (source, teacher))
     if depth != teacher_depth:
         raise UserError(f"--teacher has {teacher_depth} layers, MODEL {depth}: a teacher needs MODEL's depth")

@@ -14,7 +14,7 @@ from diminuendo.students.shape import StudentShape, parse_shape
 from diminuendo.training.recognition_config import RecognitionConfig, RecognitionTask
 
 Objective = Literal["distillation", "masked_prediction"]
-Input = Literal["own", "fbank"]
+Input = Literal["own", "fbank", "fbank-plain"]
 Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop", "student"]
 LEARNED: tuple[Method, ...] = ("l0", "lowrank", "l0+lowrank")
 
@@ -53,7 +53,8 @@ class CompressConfig(RecognitionConfig):
     cluster_layer is None; those of a cluster_file of an earlier run; or num_clusters of the states of cluster_layer
     (None: the last) in cluster_seconds of audio, where the teacher is torn_between so many in the mean.
     input: "fbank" for filter banks in the place of convolutions on the waveform, which they learn from first, in
-    input_steps (None: three quarters of `steps`) at input_learning_rate. A kept fraction is of MODEL as it came.
+    input_steps (None: three quarters of `steps`) at input_learning_rate; "fbank-plain" for those with the published
+    front end, and each clip's level in them. A kept fraction is of MODEL as it came.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
@@ -180,14 +181,19 @@ class CompressConfig(RecognitionConfig):
                 "method student has another shape" if self.maps == "shared" else f"maps {self.maps} say which layers"
             )
             raise UserError(f"matching {self.matching}: {other}; leave one of the two out")
+        asked = f"--input {self.input}"
         if self.input not in get_args(Input):
-            raise UserError(f"--input {self.input}: expected one of {', '.join(get_args(Input))}")
+            raise UserError(f"{asked}: expected one of {', '.join(get_args(Input))}")
         if self.input_steps is not None and self.input_steps < 1:
             raise UserError(f"input_steps must be at least 1, got {self.input_steps}")
-        if self.input == "fbank" and self.objective == "masked_prediction":
-            raise UserError("--input fbank: masked_prediction is of the waveform's frames; leave one of the two out")
-        if self.input == "fbank" and self.budget.kind == "latency" and not self.budget.absolute:
-            raise UserError("--input fbank: a fraction of whose latency? give it in ms, like --keep latency=40ms")
+        if self.hears_filter_banks and self.objective == "masked_prediction":
+            raise UserError(
+                f"--input {self.input}: masked_prediction is of the waveform's frames; leave one of the two out"
+            )
+        if self.hears_filter_banks and self.budget.kind == "latency" and not self.budget.absolute:
+            raise UserError(
+                f"--input {self.input}: a fraction of whose latency? give it in ms, like --keep latency=40ms"
+            )
         if self.discriminative is not None and self.discriminative not in get_args(ClusterForm):
             known = ", ".join(get_args(ClusterForm))
             raise UserError(f"discriminative {self.discriminative!r}: expected one of {known}")
@@ -288,9 +294,13 @@ class CompressConfig(RecognitionConfig):
         return self.steps // 2 if self.distil_steps is None else self.distil_steps
 
     @property
+    def hears_filter_banks(self) -> bool:
+        return self.input != "own"
+
+    @property
     def front_end_steps(self) -> int:
         """Of the stage before all others."""
-        if self.input == "own":
+        if not self.hears_filter_banks:
             return 0
         # A step takes a quarter of another's time. Beside a quarter of the steps that is worth 5 to 6 % of the errors.
         return max(1, 3 * self.steps // 4) if self.input_steps is None else self.input_steps

@@ -18,6 +18,7 @@ from diminuendo.distillation.hidden import valid_frames
 from diminuendo.families import family_of, model_inputs
 from diminuendo.families.filter_bank_input import with_filter_banks
 from diminuendo.families.filter_banks import filter_bank_extractor, filter_bank_frames
+from diminuendo.modules.filter_bank import FilterBankFrontEnd
 from diminuendo.tasks.selfsupervised import fit_scale
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.heard import some_batches
@@ -31,9 +32,10 @@ ORDER = 1_000_003  # of its batches, apart from those of other stages
 SCALE_SECONDS = 600.0  # of audio, from which the bands' means and deviations are
 
 
-def hearing_filter_banks(source: Source, seed: int) -> Source:
+def hearing_filter_banks(source: Source, seed: int, *, plain: bool = False) -> Source:
     """The model with a fresh front end, and an extractor of filter banks. UserError if it reads features already."""
-    return replace(source, model=with_filter_banks(source.model, seed=seed), extractor=filter_bank_extractor())
+    model = with_filter_banks(source.model, plain=plain, seed=seed)
+    return replace(source, model=model, extractor=filter_bank_extractor())
 
 
 class FrontEndDistillation(nn.Module):
@@ -69,7 +71,7 @@ def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet
         return ""
     teacher.model.to(trainer.accelerator.device)
     front = family_of(source.model).encoder(source.model).feature_extractor.to(trainer.accelerator.device)
-    front.mean.data, front.deviation.data = _scale(trainer, source, cuts, config)
+    front.mean.data, front.deviation.data = _scale(trainer, source, front, cuts, config)
     front.requires_grad_(True)
     objective = FrontEndDistillation(source, teacher, Hearing(seed=config.seed, level=config.level))
     steps = config.front_end_steps
@@ -79,11 +81,13 @@ def learn_front_end(trainer: Loop, source: Source, teacher: Source, cuts: CutSet
     return trainer.run_stage(stage, cuts, crop_to_shortest=config.crop_to_shortest, order=ORDER)
 
 
-def _scale(trainer: Loop, source: Source, cuts: CutSet, config: CompressConfig) -> tuple[Tensor, Tensor]:
-    """Of every band, over all of some audio."""
+def _scale(
+    trainer: Loop, source: Source, front: FilterBankFrontEnd, cuts: CutSet, config: CompressConfig
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every band as it is heard, over all of some audio."""
     found = []
     for batch in some_batches(cuts, config, trainer.skipped, SCALE_SECONDS, offset=ORDER):
-        bands = model_inputs(source.extractor, batch.waveforms, batch.lengths)["input_features"]
+        bands = front.heard(model_inputs(source.extractor, batch.waveforms, batch.lengths)["input_features"])
         found.append(bands[valid_frames(filter_bank_frames(batch.lengths).clamp(min=0), bands.shape[1])])
     scale, device = fit_scale(torch.cat(found)), trainer.accelerator.device
     return scale.mean.to(device), scale.deviation.to(device)

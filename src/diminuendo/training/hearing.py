@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diminuendo.errors import UserError
 from diminuendo.families import Model, encoder_config, family_of, model_inputs
-from diminuendo.families.filter_bank_input import hears_filter_banks
+from diminuendo.families.filter_bank_input import hears_level
 from diminuendo.tasks.augment import at_some_level, augmented
 from diminuendo.tasks.selfsupervised import generator_of
 from diminuendo.training.recognition_config import RecognitionConfig
@@ -25,7 +25,7 @@ class Hearing:
     lookaheads: of a streaming encoder, in frames; every batch has one of them, drawn like its masks from seed and draw.
     augment_from: the step from which the input is masked, None for never; strength: how much of the published masks.
     flat_start: steps of a flat start; in their last third it fades. Steps are those of the run, not of a stage.
-    level: by how much at most, in dB, clips are made louder or softer for a model that hears filter banks.
+    level: by how much at most, in dB, clips are made louder or softer for a model that hears it in filter banks.
     """
 
     lookaheads: tuple[int, ...] = ()
@@ -43,7 +43,7 @@ class Hearing:
         self, model: Model, extractor: Any, waveforms: Tensor, lengths: Tensor, step: int, draw: int
     ) -> dict[str, Any]:
         generator = generator_of(self.seed, draw)
-        if self.level and hears_filter_banks(model):
+        if self.level and hears_level(model):
             waveforms = at_some_level(waveforms, self.level, generator)
         inputs: dict[str, Any] = model_inputs(extractor, waveforms, lengths)
         if self.augment_from is not None and step >= self.augment_from:

@@ -30,8 +30,9 @@ class RecognitionConfig(TrainingConfig):
     augment_strength: of its masks' largest sizes, which are published for models of 100 million parameters; small ones,
     and short trainings, want less. speeds: every clip is played at one of them at random, like (0.9, 1.0, 1.1), which
     changes pitch too: of few speakers it makes more.
-    level: of a model that hears filter banks, by how many dB at most every clip is made louder or softer at random:
-    the teacher's clips are normalised, or it was pretrained on more levels than a short training has.
+    level: of a model that hears it in filter banks (`--input fbank-plain`), by how many dB at most every clip is made
+    louder or softer at random: the teacher's clips are normalised, or it was pretrained on more levels than a short
+    training has.
     lookaheads: of a streaming encoder, in its frames; a batch has one of them at random. None for the published ones,
     0, 1, 6 and 13 (of 80 ms), and the model's own.
     """

@@ -64,9 +64,9 @@ def made_by_hand(stages: TwoStages) -> tuple[Model, dict[str, Any]]:
     if task is not None:
         model = with_head(model, task, source.config.vocab_size - 1, **head_like(source))
     replaced: str | tuple[str, ...] = ()
-    if config.input == "fbank":
+    if config.hears_filter_banks:
         replaced = FRONT_END
-        model = with_filter_banks(model, seed=config.seed)
+        model = with_filter_banks(model, plain=config.input == "fbank-plain", seed=config.seed)
         learned = family.encoder(stages.source.model).feature_extractor
         family.encoder(model).feature_extractor.load_state_dict(learned.state_dict())
     copied = student.copied_in(family.encoder(model), replaced)
