@@ -102,7 +102,7 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
     sentences; more seeds of plain regression into students made by hand; longer training of the teacher and of the
     other students; the same of those on filter banks that learned longer themselves; and these for three times as many
     steps again, which take about as long as those on the waveform; and those on the waveform in as many; longer
-    training of the best student made by hand on encoders distilled for longer, of either input; and longer and longest
+    training of the best student made by hand on encoders distilled for longer, of every input; and longer and longest
     training of all on filter banks without level.
     """
     ranked, more = best(dev), range(1, SEEDS)
@@ -130,7 +130,7 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
         for encoder in ranked
     ]
     made_by_hand = next(encoder for encoder in ranked if encoder.student in MADE_BY_HAND)
-    inputs: tuple[Input, ...] = ("waveform", "fbank-long")
+    inputs: tuple[Input, ...] = ("waveform", "fbank-long", "fbank-levelled")
     distilled = [
         Cell(replace(made_by_hand, input=heard, seed=seed, times=DISTILLED_LONGER), "longer")
         for seed in range(SEEDS)

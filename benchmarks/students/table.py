@@ -186,11 +186,13 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             asked.append(
                 (f"{what}: {HEARD['fbank-levelled']} than {HEARD['fbank-long']}, both longer", levelled, long_banks)
             )
-            far, far_banks = (_distilled_longer(cell) for cell in (longer, long_banks))
-            times = _as_long(DISTILLED_LONGER)
-            asked.append((f"{what}, {times}: {HEARD['fbank-long']}, than the waveform, both longer", far_banks, far))
-            for cell, before in ((far, longer), (far_banks, long_banks)):
-                asked.append((f"{what}, {HEARD[cell.encoder.input]}, longer: {times} than once", cell, before))
+            times, far = _as_long(DISTILLED_LONGER), _distilled_longer(longer)
+            for cell in (long_banks, levelled):
+                name, far_banks = HEARD[cell.encoder.input], _distilled_longer(cell)
+                asked.append((f"{what}, {times}: {name}, than the waveform, both longer", far_banks, far))
+            for cell in (longer, long_banks, levelled):
+                name = HEARD[cell.encoder.input]
+                asked.append((f"{what}, {name}, longer: {times} than once", _distilled_longer(cell), cell))
     for heard in INPUTS:
         for loss in LOSSES:
             deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)
