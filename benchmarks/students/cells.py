@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 Student = Literal["deep-thin", "shallow-wide", "pruned", "whole"]
 Loss = Literal["regression", "discriminative", "both", "none"]
-Input = Literal["waveform", "fbank", "fbank-long", "fbank-levelled"]
+Input = Literal["waveform", "fbank", "fbank-long", "fbank-deep"]
 Text = Literal["words", "tenth", "longer", "longest", "sentences"]
 
 MADE_BY_HAND: tuple[Student, ...] = ("deep-thin", "shallow-wide")
@@ -25,7 +25,7 @@ class Encoder:
     student: its shape, found by joint pruning or made by hand; "whole" for the teacher as it is. loss: what it learned
     from the teacher by; "none" for the teacher itself. input: what it hears; "fbank" and "fbank-long" for filter banks
     with a plain front end, which in the second learned from the convolutions for three times the steps;
-    "fbank-levelled" for the one that hears no clip's level, and learned for longer again.
+    "fbank-deep" for the one with a layer more that hears no clip's level, and learned for longer again.
     """
 
     student: Student
@@ -130,20 +130,20 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
         for encoder in ranked
     ]
     made_by_hand = next(encoder for encoder in ranked if encoder.student in MADE_BY_HAND)
-    inputs: tuple[Input, ...] = ("waveform", "fbank-long", "fbank-levelled")
+    inputs: tuple[Input, ...] = ("waveform", "fbank-long", "fbank-deep")
     distilled = [
         Cell(replace(made_by_hand, input=heard, seed=seed, times=DISTILLED_LONGER), "longer")
         for seed in range(SEEDS)
         for heard in inputs
     ]
     texts: tuple[Text, ...] = ("longer", "longest")
-    without_level = [
-        Cell(replace(encoder, input="fbank-levelled", seed=seed), text)
+    deep = [
+        Cell(replace(encoder, input="fbank-deep", seed=seed), text)
         for text in texts
         for encoder in dict.fromkeys([made_by_hand, *ranked])
         for seed in range(SEEDS)
     ]
     of_best = [cell for cell in longer if cell.encoder.student == ranked[0].student]
-    rest = [*seeds[4:], *regression, Cell(WHOLE, "longer"), *longer, *long, *distilled, *without_level]
+    rest = [*seeds[4:], *regression, Cell(WHOLE, "longer"), *longer, *long, *distilled, *deep]
     soon = longer[: len(ranked)]  # filter banks, one seed
     return list(dict.fromkeys([*soon, *seeds[:4], *tenth, *of_best, *sentences, *rest]))

@@ -17,7 +17,7 @@ TEACHER = RESULTS / "encoder" / "teacher"
 # quarter of that.
 KEEP = 0.11
 STEPS = 1200
-FRONT_END_STEPS: dict[Input, int] = {"fbank": 200, "fbank-long": 600, "fbank-levelled": 3000}  # before those
+FRONT_END_STEPS: dict[Input, int] = {"fbank": 200, "fbank-long": 600, "fbank-deep": 3000}  # before those
 FRONT_END_RATE = 1e-2
 RECIPES: dict[Student, str] = {"deep-thin": "deep-thin", "shallow-wide": "shallow-wide", "pruned": "dphubert"}
 RATES: dict[Student, float] = {"deep-thin": 4e-3, "shallow-wide": 4e-3, "pruned": 4e-3}
@@ -42,9 +42,9 @@ LONGER = 3
 """Times the steps: what filter banks need to have as much time as the waveform has."""
 
 
-def front_end(heard: Input) -> str:
-    """What `--input` is given for it."""
-    return "fbank" if heard == "fbank-levelled" else "fbank-plain"
+def plain(heard: Input) -> bool:
+    """Whether filter banks have the published front end."""
+    return heard in ("fbank", "fbank-long")
 
 
 @cache
@@ -53,8 +53,7 @@ def budget(teacher: Path, heard: Input) -> str:
     model = source_of(teacher).model
     kept = KEEP * count_parameters(model)
     if heard != "waveform":
-        plain = front_end(heard) == "fbank-plain"
-        kept -= count_parameters(model) - count_parameters(with_filter_banks(model, plain=plain))
+        kept -= count_parameters(model) - count_parameters(with_filter_banks(model, plain=plain(heard)))
     return f"params={kept / 1e3:.3f}k"
 
 
@@ -65,8 +64,8 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
     settings = BATCHES | LOSSES[encoder.loss] | {"seed": encoder.run_seed, "keep": budget(TEACHER, encoder.input)}
     settings |= {"steps": steps - after, "distil_steps": after}
     if encoder.input != "waveform":
-        settings |= {"input": front_end(encoder.input), "input_steps": FRONT_END_STEPS[encoder.input]}
-        settings |= {"input_learning_rate": FRONT_END_RATE}
+        settings |= {"input": "fbank-plain" if plain(encoder.input) else "fbank"}
+        settings |= {"input_steps": FRONT_END_STEPS[encoder.input], "input_learning_rate": FRONT_END_RATE}
     rate = RATES[encoder.student]
     if encoder.student == "pruned":  # the second stage has half of the rate, as in the grid of encoders
         return settings | {"learning_rate": rate, "distil_learning_rate": rate / 2}

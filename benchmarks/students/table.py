@@ -52,9 +52,9 @@ HEARD: dict[Input, str] = {
     "waveform": "waveform",
     "fbank": "filter banks",
     "fbank-long": "filter banks, longer learned",
-    "fbank-levelled": "filter banks without level",
+    "fbank-deep": "filter banks, deep front end",
 }
-LEARNED_LONGER: tuple[Input, ...] = ("fbank-long", "fbank-levelled")
+LEARNED_LONGER: tuple[Input, ...] = ("fbank-long", "fbank-deep")
 TITLES: dict[Text, str] = {
     "words": "Words",
     "tenth": "Words, a tenth of the texts",
@@ -175,22 +175,22 @@ def questions() -> list[tuple[str, Cell, Cell]]:
             longer, longer_banks = (replace(cell, text="longer") for cell in (one, banks))
             asked.append((f"{what}: filter banks, longer, than the waveform", longer_banks, one))
             asked.append((f"{what}: filter banks than the waveform, both longer", longer_banks, longer))
-            long_banks, levelled = (Cell(Encoder(student, loss, heard), "longer") for heard in LEARNED_LONGER)
-            for cell in (long_banks, levelled):
+            long_banks, deep_banks = (Cell(Encoder(student, loss, heard), "longer") for heard in LEARNED_LONGER)
+            of_waveform = replace(one, text="longest")
+            for cell in (long_banks, deep_banks):
                 name, longest = HEARD[cell.encoder.input], replace(cell, text="longest")
                 asked.append((f"{what}: {name}, than the waveform, both longer", cell, longer))
                 asked.append((f"{what}: {name}, than filter banks, both longer", cell, longer_banks))
                 asked.append((f"{what}: {name}, longest, than the waveform, longer", longest, longer))
-                of_waveform = replace(one, text="longest")
                 asked.append((f"{what}: {name}, than the waveform, both longest", longest, of_waveform))
             asked.append(
-                (f"{what}: {HEARD['fbank-levelled']} than {HEARD['fbank-long']}, both longer", levelled, long_banks)
+                (f"{what}: {HEARD['fbank-deep']} than {HEARD['fbank-long']}, both longer", deep_banks, long_banks)
             )
             times, far = _as_long(DISTILLED_LONGER), _distilled_longer(longer)
-            for cell in (long_banks, levelled):
+            for cell in (long_banks, deep_banks):
                 name, far_banks = HEARD[cell.encoder.input], _distilled_longer(cell)
                 asked.append((f"{what}, {times}: {name}, than the waveform, both longer", far_banks, far))
-            for cell in (longer, long_banks, levelled):
+            for cell in (longer, long_banks, deep_banks):
                 name = HEARD[cell.encoder.input]
                 asked.append((f"{what}, {name}, longer: {times} than once", _distilled_longer(cell), cell))
     for heard in INPUTS:

@@ -74,7 +74,9 @@ def compress(
     ] = None,
     input: Annotated[
         str | None,
-        typer.Option(help="fbank: filter banks in the place of the waveform; fbank-plain: as published."),
+        typer.Option(
+            help="fbank: filter banks in the place of the waveform; fbank-plain: as published, with clips' level."
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Learn it at the same time: own (MODEL's), ctc, rnnt, ctc+rnnt; DATA has texts.")

@@ -39,6 +39,7 @@ USES: tuple[tuple[str, Callable[[CompressConfig], bool], tuple[str, ...]], ...] 
         lambda config: config.discriminative is not None,
         ("num_clusters", "torn_between", "cluster_layer", "cluster_seconds", "cluster_weight"),
     ),
+    ("--input fbank hears no clip's level", lambda config: config.input != "fbank", ("level",)),
     ("--input fbank uses it", lambda config: config.hears_filter_banks, ("input_steps", "input_learning_rate")),
     (
         "a budget in latency uses it, like --keep latency=0.5",

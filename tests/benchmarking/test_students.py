@@ -142,18 +142,18 @@ def test_a_front_end_that_learns_longer_is_the_one_thing_that_differs() -> None:
     assert steps == [1600, 4800, 14400]
 
 
-def test_filter_banks_without_level_have_another_front_end_that_learns_for_longer() -> None:
-    plain, levelled = (
-        make.encoder_settings(Encoder("deep-thin", "both", heard)) for heard in ("fbank-long", "fbank-levelled")
+def test_filter_banks_deep_have_another_front_end_that_learns_for_longer() -> None:
+    plain, deep_banks = (
+        make.encoder_settings(Encoder("deep-thin", "both", heard)) for heard in ("fbank-long", "fbank-deep")
     )
-    differ = {key: (plain[key], levelled[key]) for key in plain if plain[key] != levelled[key]}
+    differ = {key: (plain[key], deep_banks[key]) for key in plain if plain[key] != deep_banks[key]}
     assert set(differ) == {"input", "input_steps", "keep"}
     assert differ["input"] == ("fbank-plain", "fbank")
     assert differ["input_steps"] == (600, 3000)
     assert len({table.shape(Encoder("deep-thin", "both", heard)) for heard in get_args(Input)}) == 3
     dev = DEV | {Cell(Encoder("pruned", "both")).name: 0.3, Cell(Encoder("deep-thin", "both", "fbank")).name: 0.4}
     once = [cell for cell in cells.then(dev) if cell.encoder.times == 1]
-    following = [cell for cell in once if cell.encoder.input == "fbank-levelled"]
+    following = [cell for cell in once if cell.encoder.input == "fbank-deep"]
     assert {cell.encoder.student for cell in following[:3]} == {"deep-thin"}
     assert {(cell.encoder.student, cell.encoder.seed, cell.text) for cell in following} == {
         (student, seed, text) for student in STUDENTS for seed in range(3) for text in ("longer", "longest")
@@ -174,20 +174,20 @@ def test_longer_distillation_is_of_more_steps_and_its_recognisers_have_cells_of_
     dev = DEV | {Cell(Encoder("pruned", "both")).name: 0.3, Cell(Encoder("deep-thin", "both", "fbank")).name: 0.4}
     assert {cell for cell in cells.then(dev) if cell.encoder.times > 1} == {
         Cell(Encoder("deep-thin", "both", heard, seed, 4), "longer")
-        for heard in ("waveform", "fbank-long", "fbank-levelled")
+        for heard in ("waveform", "fbank-long", "fbank-deep")
         for seed in range(3)
     }
 
 
 def test_filter_banks_leave_a_student_its_shape_and_take_what_its_front_end_had(places: Places) -> None:
     teacher = source_of(make.TEACHER).model
-    heard: tuple[Input, ...] = ("waveform", "fbank", "fbank-long", "fbank-levelled")
+    heard: tuple[Input, ...] = ("waveform", "fbank", "fbank-long", "fbank-deep")
     kept = [1e3 * float(make.budget(make.TEACHER, one).removeprefix("params=").removesuffix("k")) for one in heard]
-    plain, levelled = (
+    plain, deep_banks = (
         count_parameters(teacher) - count_parameters(with_filter_banks(teacher, plain=plain)) for plain in (True, False)
     )
-    assert 0 != plain < levelled
-    assert [kept[0] - one for one in kept] == pytest.approx([0, plain, plain, levelled], abs=0.01)
+    assert 0 != plain < deep_banks
+    assert [kept[0] - one for one in kept] == pytest.approx([0, plain, plain, deep_banks], abs=0.01)
 
 
 def test_an_encoder_that_was_lost_is_made_again_where_a_recogniser_needs_it(places: Places) -> None:
@@ -283,9 +283,9 @@ def test_the_best_on_dev_is_compared_with_plain_regression_and_filter_banks_also
     waveform = Cell(Encoder("pruned", "both"), "longer")
     in_pairs = {(one, other) for _, one, other in table.questions()}
     assert {(one, waveform) for one in long_banks} | {(long_banks[1], replace(waveform, text="longest"))} <= in_pairs
-    levelled = replace(waveform, encoder=replace(waveform.encoder, input="fbank-levelled"))
-    assert {(levelled, waveform), (levelled, long_banks[0])} <= in_pairs
-    assert (replace(levelled, text="longest"), replace(waveform, text="longest")) in in_pairs
+    deep_banks = replace(waveform, encoder=replace(waveform.encoder, input="fbank-deep"))
+    assert {(deep_banks, waveform), (deep_banks, long_banks[0])} <= in_pairs
+    assert (replace(deep_banks, text="longest"), replace(waveform, text="longest")) in in_pairs
     far = [
         Cell(Encoder("deep-thin", "both", heard, times=4), "longer") for heard in (*table.LEARNED_LONGER, "waveform")
     ]

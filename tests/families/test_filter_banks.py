@@ -1,5 +1,6 @@
 """Filter banks, and models that hear them in the place of the waveform."""
 
+import math
 from pathlib import Path
 
 import kaldi_native_fbank
@@ -140,39 +141,71 @@ def test_what_lies_beside_a_clip_is_not_heard(family: str, style: str) -> None:
     check_padding_is_not_heard(model)
 
 
-@pytest.mark.parametrize("padding", [0.0, 7.0])
-def test_how_loud_a_clip_is_is_heard_by_a_plain_front_end_alone_and_what_a_mask_leaves_out_by_none(
-    padding: float,
-) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_plain_front_end_alone_hears_how_loud_a_clip_is_and_none_what_a_mask_leaves_out(plain: bool) -> None:
     waveforms, lengths = two_clips()
-    quiet, loud = (model_inputs(EXTRACTOR, gain * waveforms, lengths) for gain in (1.0, 3.0))
-    own = quiet["attention_mask"][..., None]
-    loud["input_features"] = loud["input_features"] * own + padding * (1 - own)
-    counts = FilterBankFrontEnd.frames(lengths)
-    for plain in (False, True):
-        model = with_filter_banks(tiny_model("hubert", "base", ctc=True), plain=plain).eval()
+    model = with_filter_banks(tiny_model("hubert", "base", ctc=True), plain=plain).eval()
+
+    def heard(gain: float, padding: float) -> list[torch.Tensor]:
+        inputs = model_inputs(EXTRACTOR, gain * waveforms, lengths)
+        features, mask = inputs["input_features"], inputs["attention_mask"]
+        features = features.masked_fill(mask[..., None] == 0, padding)
         with torch.inference_mode():
-            logits, louder = (model(**inputs).logits for inputs in (quiet, loud))
-            by_position = model(loud["input_features"], loud["attention_mask"]).logits
-        assert torch.equal(by_position, louder)
-        same = [
-            torch.allclose(one[:count], other[:count], atol=1e-4)
-            for one, other, count in zip(logits, louder, counts.tolist(), strict=True)
-        ]
-        assert same == [not plain] * 2
+            logits = model(input_features=features, attention_mask=mask).logits
+            assert torch.equal(model(features, mask.bool()).logits, logits)
+        counts = FilterBankFrontEnd.frames(lengths).tolist()
+        return [clip[:count] for clip, count in zip(logits, counts, strict=True)]
+
+    usual = heard(1.0, 0.0)
+    for padding in (7.0, math.nan):
+        assert all(map(torch.equal, heard(1.0, padding), usual))
+    for clip, louder in zip(usual, heard(3.0, 0.0), strict=True):
+        assert torch.allclose(clip, louder, atol=1e-3) != plain
 
 
-def test_a_clips_level_is_its_mean_power() -> None:
+def test_a_clips_level_is_the_mean_power_of_all_of_its_bands() -> None:
     waveforms, lengths = two_clips()
     features = model_inputs(EXTRACTOR, waveforms, lengths)["input_features"]
-    counts = filter_bank_frames(lengths).tolist()
-    for found in (without_level(features), without_level(features.bfloat16())):
-        assert [one[:count].float().exp().mean().item() for one, count in zip(found, counts, strict=True)] == (
-            pytest.approx([1.0, 1.0], rel=1e-4 if found.dtype == torch.float32 else 1e-2)
-        )
-        assert not found[1, counts[1] :].any()
+    found, rough = without_level(features), without_level(features.bfloat16())
+    for i, count in enumerate(filter_bank_frames(lengths).tolist()):
+        power = features[i, :count].double().exp()
+        expected = (power / power.mean() + 1e-4).log().float()
+        assert torch.allclose(found[i, :count], expected, atol=1e-4)
+        assert torch.allclose(rough[i, :count].float(), expected, atol=0.2)
+        assert expected.min() < -5.0
+        assert not found[i, count:].any()
     assert without_level(features[:, :0]).shape == (2, 0, 80)
     assert not without_level(torch.zeros(1, 3, 80)).any()
+
+
+def test_silence_is_none_the_louder_for_its_level() -> None:
+    """As of waveforms, to whose variance the extractor adds 1e-7."""
+    silence, hiss, speech = torch.zeros(1, 8000), *(scale * torch.randn(1, 8000) for scale in (1e-7**0.5, 0.1))
+    mean = [without_level(filter_banks(clip)).exp().mean().item() for clip in (silence, hiss, speech)]
+    assert mean == pytest.approx([1e-4, 0.5, 1.0], rel=0.1)
+
+
+@pytest.mark.parametrize("sizes", [(6, 9), (5, 6, 9)])
+def test_a_front_end_computes_what_saved_models_expect_of_it(sizes: tuple[int, ...]) -> None:
+    front, features = FilterBankFrontEnd(*sizes), torch.randn(2, 11, 80) - 3.0
+    state = front.state_dict()
+    kernels = (3, 1) if len(sizes) == 2 else (1, 3, 1)
+    shapes = {
+        f"conv_layers.{i}.conv.{name}": shape
+        for i, (reads, writes, kernel) in enumerate(zip((80, *sizes), sizes, kernels, strict=False))
+        for name, shape in (("weight", (writes, reads, kernel)), ("bias", (writes,)))
+    }
+    assert {name: tuple(value.shape) for name, value in state.items()} == {"mean": (80,), "deviation": (80,)} | shapes
+    front.mean.fill_(-2.0)
+    front.deviation.fill_(3.0)
+    hidden = ((features if len(sizes) == 2 else without_level(features)) + 2.0).transpose(1, 2) / 3.0
+    for i, kernel in enumerate(kernels):
+        weight, bias = (state[f"conv_layers.{i}.conv.{name}"] for name in ("weight", "bias"))
+        past = torch.nn.functional.pad(hidden, (kernel - 1, 0))
+        hidden = torch.nn.functional.conv1d(past, weight, bias, stride=2 if kernel == 3 else 1)
+        if i + 1 < len(kernels):
+            hidden = torch.nn.functional.gelu(hidden)
+    assert torch.allclose(front(features), hidden, atol=1e-6)
 
 
 @pytest.mark.parametrize(("family", "style"), WAVEFORMS)

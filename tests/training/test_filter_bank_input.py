@@ -15,7 +15,8 @@ from diminuendo import api, cli_text
 from diminuendo.errors import Interrupted, UserError
 from diminuendo.export.huggingface import save
 from diminuendo.families import load_feature_extractor, model_inputs
-from diminuendo.families.filter_bank_input import hears_filter_banks
+from diminuendo.families.filter_bank_input import hears_filter_banks, hears_level
+from diminuendo.modules.filter_bank import without_level
 from diminuendo.training.compress_config import CompressConfig
 from diminuendo.training.front_end import FrontEndDistillation, hearing_filter_banks
 from diminuendo.training.hearing import Hearing, hearing_of
@@ -35,6 +36,7 @@ def logged(out: Path) -> list[dict[str, Any]]:
     [
         {},
         {"student": "thin", "keep": "params=0.7"},
+        {"student": "thin", "keep": "params=0.7", "input": "fbank-plain"},
         {"student": "layers=2,width=32,copy=first", "keep": "params=0.75"},
         pytest.param({"method": "l0+lowrank", "round_to": 1, "keep": "params=0.4"}, marks=pytest.mark.slow),
         pytest.param({"method": "magnitude", "width": True}, marks=pytest.mark.slow),
@@ -53,6 +55,7 @@ def test_a_run_meets_its_budget_opens_in_transformers_and_is_the_same_when_it_wa
 
     model = diminuendo.load(tmp_path / "whole")
     assert hears_filter_banks(model)
+    assert hears_level(model) == (given["input"] == "fbank-plain")
     if "student" in settings:  # of a thin one nothing comes from the teacher but the convolutions that are replaced
         copied = result["student"]["copied"]
         assert copied == 0.0 if settings["student"] == "thin" else 0.8 < copied < 1.0
@@ -89,6 +92,21 @@ def test_a_front_end_learns_what_the_convolutions_gave(
     compress(teacher_folder, audio_folder, tmp_path / "small", input="fbank", input_steps=150)
     losses = [line["loss"] for line in logged(tmp_path / "small") if line["stage"] == "front_end"]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("heard", ["fbank", "fbank-plain"])
+def test_bands_are_scaled_as_they_are_heard(
+    heard: str, teacher_folder: Path, audio_folder: Path, tmp_path: Path
+) -> None:
+    compress(teacher_folder, audio_folder, tmp_path / "small", input=heard, input_steps=1)
+    model = diminuendo.load(tmp_path / "small")
+    front, extractor, bands = model.feature_extractor, load_feature_extractor(tmp_path / "small"), []
+    for path in audio_folder.glob("*.wav"):
+        audio = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+        features = model_inputs(extractor, audio[None], torch.tensor([len(audio)]))["input_features"]
+        bands.append(features if heard == "fbank-plain" else without_level(features))
+    expected = torch.cat(bands, 1)[0].mean(0)
+    assert (front.mean - expected).abs().mean() < 0.2  # clips are cropped
 
 
 def test_a_front_end_that_diverges_is_told_its_own_rate(
@@ -142,7 +160,7 @@ def test_clips_are_louder_and_softer_for_a_model_that_hears_it_alone() -> None:
 
 
 def test_a_run_hears_levels_in_every_stage() -> None:
-    model = hearing_filter_banks(Source(tiny_model(), Wav2Vec2FeatureExtractor()), 0).model
+    model = hearing_filter_banks(Source(tiny_model(), Wav2Vec2FeatureExtractor()), 0, plain=True).model
     for task in (None, "ctc"):
         assert hearing_of(CompressConfig(level=6.0, task=task), model).level == 6.0
 
@@ -173,7 +191,7 @@ def test_a_model_of_other_frames_is_refused(audio_folder: Path, tmp_path: Path) 
     model = tiny_model()
     config = type(model.config)(**model.config.to_dict() | {"conv_stride": [*model.config.conv_stride[:-1], 1]})
     save(type(model)(config), Wav2Vec2FeatureExtractor(), tmp_path / "fast")
-    with pytest.raises(UserError, match=r"filter banks give 499 frames for 10 s, MODEL has \d+; leave --input out"):
+    with pytest.raises(UserError, match=r"filter banks give 499 frames for 10 s, MODEL has \d+; leave it out"):
         compress(tmp_path / "fast", audio_folder, tmp_path / "small", input="fbank")
     assert not (tmp_path / "small").exists()
 
@@ -195,7 +213,7 @@ def test_a_recogniser_learns_its_task_from_filter_banks_and_transcribes(tmp_path
     )
     assert hears_filter_banks(diminuendo.load(tmp_path / "less"))
     assert again["params"]["kept"] <= 0.8
-    with pytest.raises(UserError, match="reads features already; leave --input out"):
+    with pytest.raises(UserError, match="reads features already; leave it out"):
         api.compress_to_result(tmp_path / "small", corpus, tmp_path / "no", **given, **common)
 
 
@@ -230,7 +248,7 @@ def test_what_means_nothing_is_refused(
 
 def test_a_model_that_reads_features_is_refused(audio_folder: Path, tmp_path: Path) -> None:
     encoder = micro_encoder("parakeet", tmp_path)
-    with pytest.raises(UserError, match="reads features already; leave --input out"):
+    with pytest.raises(UserError, match="reads features already; leave it out"):
         compress(encoder, audio_folder, tmp_path / "small", input="fbank")
     assert not (tmp_path / "small").exists()
 

@@ -30,22 +30,22 @@ def with_filter_banks(model: Model, *, plain: bool = False, seed: int = 0) -> Mo
     """The model with a fresh front end that reads filter banks; all behind it holds the very tensors of the model.
 
     plain: as published, see modules/filter_bank.py. Its convolution has as many channels as a frame of the model has
-    bands, or as the front end gives if these are fewer; the linear layer before it, unless that is left out, as many as
-    the convolution saves by it. UserError if the model reads features, or has frames of another length.
+    bands, or as the front end gives if these are fewer. The layer before it, which a plain one lacks, has as many as
+    leave no more parameters than without it. UserError if the model reads features, or has frames of another length.
     """
     family = family_of(model)
     if not family.reads_waveforms or hears_filter_banks(model):
-        raise UserError(f"--input fbank: MODEL ({type(model).__name__}) reads features already; leave --input out")
+        raise UserError(f"--input: MODEL ({type(model).__name__}) reads features already; leave it out")
     stock = family.plain(model)
     its, own = int(family.frame_lengths(stock, torch.tensor(_SAMPLES))), FilterBankFrontEnd.frames(_SAMPLES)
     if abs(its - own) > 1:  # convolutions that look back give one more
-        raise UserError(f"--input fbank: filter banks give {own} frames for 10 s, MODEL has {its}; leave --input out")
+        raise UserError(f"--input: filter banks give {own} frames for 10 s, MODEL has {its}; leave it out")
     base, prefix = encoder_in(stock)
     writes = base.feature_extractor.conv_layers[-1].conv.out_channels
     torch.manual_seed(seed)
     channels = min(writes, STRIDE * BANDS)
-    reads = max(KERNELS) * channels  # weights of the convolution for every channel that it reads
-    sizes = (channels, writes) if plain else (BANDS * reads // (BANDS + 1 + reads), channels, writes)
+    each = max(KERNELS) * channels  # weights of the convolution for a channel that it reads
+    sizes = (channels, writes) if plain else (BANDS * each // (BANDS + 1 + each), channels, writes)
     front = FilterBankFrontEnd(*sizes)
     state = {name: value for name, value in stock.state_dict().items() if not name.startswith(prefix + FRONT_END)}
     state |= {f"{prefix}{FRONT_END}{name}": value for name, value in front.state_dict().items()}

@@ -21,6 +21,12 @@ KERNELS, STRIDES = (1, 3, 1), (1, 2, 1)
 
 STRIDE = math.prod(STRIDES)
 
+LEAST = 1e5
+"""Power of bands beside which a clip's own is heard, so that silence is none: 1e-7 of full scale, as of waveforms."""
+
+FLOOR = 1e-4
+"""Of a clip's mean power, under every band: what recordings have of noise 40 dB below it differs."""
+
 
 class FilterBankLayer(nn.Module):
     def __init__(self, reads: int, writes: int, kernel: int, stride: int, activation: nn.Module) -> None:
@@ -73,11 +79,12 @@ class FilterBankFrontEnd(nn.Module):
 
 
 def without_level(features: Tensor) -> Tensor:
-    """Bands [batch, frames, bands] less the logarithm of their clip's mean power; frames of zeros, padding, stay so."""
+    """Logarithm of bands' power over their clip's mean, [batch, frames, bands]; frames of zeros, padding, stay so."""
     own = (features != 0).any(-1, keepdim=True)
     bands = features.float().masked_fill(~own, -torch.inf)
     mean = bands.logsumexp((1, 2), keepdim=True) - (BANDS * own.sum(1, keepdim=True)).log()
-    return torch.where(own, features - mean, 0.0).to(features.dtype)
+    least, floor = (torch.full_like(mean, math.log(power)) for power in (LEAST, FLOOR))
+    return torch.where(own, torch.logaddexp(bands - torch.logaddexp(mean, least), floor), 0.0).to(features.dtype)
 
 
 def stands_for(*channels: int) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def as_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     heard = given.pop(0) if given else named.pop("input_values", None)
     mask = given.pop(0) if given else named.pop("attention_mask", None)
     if heard is not None and mask is not None:
-        heard = heard * mask[..., None].to(heard.dtype)
+        heard = heard.masked_fill(~mask.bool()[..., None], 0.0)
     elif heard is not None and named.get("labels") is not None:
         mask = torch.ones(heard.shape[:2], dtype=torch.long, device=heard.device)
     return (heard, mask, *given), named

@@ -3,7 +3,8 @@
 The files of this folder travel with saved models, so that `AutoModel.from_pretrained(directory,
 trust_remote_code=True)` needs only torch and transformers 5. A model's configuration is the original one plus a key
 `diminuendo` whose `shape` gives the kept members per axis: a number, or the list of kept members where their positions
-matter. If it has an `input` too, that is "fbank": in the place of convolutions on the waveform there are filter banks.
+matter. If it has an `input` too, that is "fbank": in the place of convolutions on the waveform there are filter banks,
+with the plain front end if `conv_dim` has two numbers, else with that which hears no level.
 """
 
 import json

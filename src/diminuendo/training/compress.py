@@ -235,7 +235,7 @@ def _checked(given: Source, cuts: CutSet, config: CompressConfig, teacher: Sourc
             check_budget(cost, config.budget, total, config.round_to)
     stages = TwoStages(source, teacher, cuts, config, cost, total, clips, before)
     _ = stages.check_batch  # audio that cannot be used is found here, before anything is written
-    return _Job(stages, cost, total, _identity(given, teacher, cuts, config, recipe), recipe)
+    return _Job(stages, cost, total, _identity(given, source, teacher, cuts, config, recipe), recipe)
 
 
 def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | None]) -> _Job:
@@ -267,13 +267,19 @@ def _timed(job: _Job, loop: LoopConfig, kept_table: Callable[[], LatencyTable | 
     return replace(job, stages=stages, cost=cost, total=total)
 
 
-def _identity(source: Source, teacher: Source, cuts: CutSet, config: CompressConfig, recipe: str) -> dict[str, Any]:
-    """What a checkpoint belongs to."""
+def _identity(
+    given: Source, source: Source, teacher: Source, cuts: CutSet, config: CompressConfig, recipe: str
+) -> dict[str, Any]:
+    """What a checkpoint belongs to: given as it came, source with the front end of filter banks, if it gets one."""
+    front_end = {}
+    if config.hears_filter_banks:
+        front_end = {"front_end": fingerprint(family_of(source.model).encoder(source.model).feature_extractor)}
     return {
         "command": "compress",
         "recipe": recipe,
-        "source": source.name,
-        "model_fingerprint": fingerprint(source.model),
+        "source": given.name,
+        "model_fingerprint": fingerprint(given.model),
+        **front_end,
         "teacher_fingerprint": fingerprint(teacher.model),
         **clips_of(cuts),
         "config": asdict(config),

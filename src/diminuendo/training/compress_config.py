@@ -187,13 +187,9 @@ class CompressConfig(RecognitionConfig):
         if self.input_steps is not None and self.input_steps < 1:
             raise UserError(f"input_steps must be at least 1, got {self.input_steps}")
         if self.hears_filter_banks and self.objective == "masked_prediction":
-            raise UserError(
-                f"--input {self.input}: masked_prediction is of the waveform's frames; leave one of the two out"
-            )
+            raise UserError(f"{asked}: masked_prediction is of the waveform's frames; leave one of the two out")
         if self.hears_filter_banks and self.budget.kind == "latency" and not self.budget.absolute:
-            raise UserError(
-                f"--input {self.input}: a fraction of whose latency? give it in ms, like --keep latency=40ms"
-            )
+            raise UserError(f"{asked}: a fraction of whose latency? give it in ms, like --keep latency=40ms")
         if self.discriminative is not None and self.discriminative not in get_args(ClusterForm):
             known = ", ".join(get_args(ClusterForm))
             raise UserError(f"discriminative {self.discriminative!r}: expected one of {known}")
