@@ -22,10 +22,10 @@ KERNELS, STRIDES = (1, 3, 1), (1, 2, 1)
 STRIDE = math.prod(STRIDES)
 
 LEAST = 1e5
-"""Power of bands beside which a clip's own is heard, so that silence is none: 1e-7 of full scale, as of waveforms."""
+"""Power that a clip's mean is heard beside, so that silence stays silent: as of waveforms 1e-7 of full scale."""
 
 FLOOR = 1e-4
-"""Of a clip's mean power, under every band: what recordings have of noise 40 dB below it differs."""
+"""Of a clip's mean power, 40 dB below it, under every band: silence, or what a recording lacks, is no outlier."""
 
 
 class FilterBankLayer(nn.Module):
