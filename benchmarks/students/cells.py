@@ -103,7 +103,7 @@ def then(dev: Mapping[str, float]) -> list[Cell]:
     other students; the same of those on filter banks that learned longer themselves; and these for three times as many
     steps again, which take about as long as those on the waveform; and those on the waveform in as many; longer
     training of the best student made by hand on encoders distilled for longer, of every input; and longer and longest
-    training of all on filter banks without level.
+    training of all on filter banks with the deep front end.
     """
     ranked, more = best(dev), range(1, SEEDS)
     either = [replace(encoder, input=heard) for encoder in ranked for heard in INPUTS]

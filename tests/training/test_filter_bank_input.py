@@ -109,6 +109,22 @@ def test_bands_are_scaled_as_they_are_heard(
     assert (front.mean - expected).abs().mean() < 0.2  # clips are cropped
 
 
+def test_a_run_of_another_front_end_is_not_resumed(
+    teacher_folder: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"input": "fbank", "input_steps": 4}
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        with pytest.raises(Interrupted):
+            compress(teacher_folder, audio_folder, tmp_path / "small", **given)
+    path = tmp_path / "small" / "run.json"
+    run = json.loads(path.read_text())
+    del run["front_end"]  # as it was when the word meant the plain one
+    path.write_text(json.dumps(run))
+    with pytest.raises(UserError, match="holds another run: its front_end is None"):
+        compress(teacher_folder, audio_folder, tmp_path / "small", resume=True, **given)
+
+
 def test_a_front_end_that_diverges_is_told_its_own_rate(
     teacher_folder: Path, audio_folder: Path, tmp_path: Path
 ) -> None:

@@ -79,7 +79,7 @@ class FilterBankFrontEnd(nn.Module):
 
 
 def without_level(features: Tensor) -> Tensor:
-    """Logarithm of bands' power over their clip's mean, [batch, frames, bands]; frames of zeros, padding, stay so."""
+    """Logarithm of bands' power over their clip's mean, plus FLOOR: [batch, frames, bands]; padding stays zero."""
     own = (features != 0).any(-1, keepdim=True)
     bands = features.float().masked_fill(~own, -torch.inf)
     mean = bands.logsumexp((1, 2), keepdim=True) - (BANDS * own.sum(1, keepdim=True)).log()
