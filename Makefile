@@ -105,7 +105,7 @@ bench-conformer: env
 bench-students: env
 	@test -n "$(SPEECH)" || { echo "make bench-students SPEECH=folder [WORK=folder]: give the folder of recordings" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.students $(SPEECH) --work $(WORK)/synergy --workers $(WORKERS)
-	$(BIN)/python -m benchmarks.students.table --results $(WORK)/synergy/student-results --latency $(WORK)/synergy
+	$(BIN)/python -m benchmarks.students.table --results $(WORK)/synergy/student-results --latency
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,15 +26,11 @@ TASKS: dict[Text, str] = {
 }
 PART = 10
 ENCODERS = "student-encoders"
+CELLS = "student-cells"
 
 
 def encoder_of(places: Places, encoder: Encoder) -> Path:
     return make.TEACHER if encoder == WHOLE else places.work / ENCODERS / encoder.name
-
-
-def model_of(work: Path, name: str) -> Path:
-    """A cell's model."""
-    return work / "student-cells" / name
 
 
 def texts_of(places: Places, text: Text) -> Path:
@@ -103,7 +99,7 @@ def _result(places: Places, cell: Cell, start: Path) -> dict[str, Any]:
     otherwise = {"cell": cell.as_dict(), "settings": make.fine_tuning(cell)}
     if cell.encoder != WHOLE and "failed" in json.loads(places.result(cell.encoder.name).read_text()):
         return {"teacher": model_fingerprint(make.TEACHER), **otherwise, "failed": "its encoder's training diverged"}
-    job = partial(make.cell, cell, start, texts_of(places, cell.text), model_of(places.work, cell.name))
+    job = partial(make.cell, cell, start, texts_of(places, cell.text), places.work / CELLS / cell.name)
     return {"teacher": model_fingerprint(make.TEACHER), **unless_diverged(cell.name, job, otherwise)}
 
 

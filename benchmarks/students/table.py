@@ -1,7 +1,7 @@
 """The results of the benchmark of hand-made students, and the latency of its models.
 
-    python -m benchmarks.students.table                                     # of the results that are kept here
-    python -m benchmarks.students.table --results DIRECTORY --latency WORK  # of your own
+    python -m benchmarks.students.table                                # of the results that are kept here
+    python -m benchmarks.students.table --results DIRECTORY --latency  # of your own
 
 As Markdown: the grid, what it says of losses, shapes, inputs on the same clips, longer distillation, a tenth of the
 texts, three and nine times the steps, and sentences; the best of words on dev beside others. Word errors are on clips
@@ -9,7 +9,8 @@ of speakers that nothing was trained on, of sentences phone errors of voices tha
 over clips. Of several seeds, which are counted, means are given; intervals are of these models for other clips or
 speakers, not for other trainings.
 Latency is of 10 s, batch 1, from the waveform on, median of passes in turn, of one recogniser of every shape: students
-made by hand have one for an input, pruned ones their own. The real-time factor is that on one thread.
+made by hand have one for an input, pruned ones their own. It takes no trained model: of every shape one is made again,
+with weights by chance, from what is kept. The real-time factor is that on one thread.
 CPU minutes are of distillation and fine-tuning, without the teacher's. What is not there is named.
 """
 
@@ -21,7 +22,8 @@ from pathlib import Path
 from benchmarks.heard import hearing, median_ms
 from benchmarks.recogniser_tables import LATENCY, PASSES, Results, mean_interval, more_errors, read
 from benchmarks.record import RESULTS, record
-from benchmarks.students.bench import TASKS, grid, model_of
+from benchmarks.students import make
+from benchmarks.students.bench import TASKS, grid
 from benchmarks.students.cells import (
     DISTILLED_LONGER,
     INPUTS,
@@ -38,9 +40,12 @@ from benchmarks.students.cells import (
     best,
     first,
 )
+from benchmarks.students.untrained import recogniser
 from benchmarks.synergy.bench import Places
 from diminuendo.api import source_of
 from diminuendo.errors import UserError
+from diminuendo.families.filter_bank_input import hears_filter_banks
+from diminuendo.families.filter_banks import filter_bank_extractor
 
 NAMES: dict[Student, str] = {
     "deep-thin": "deep and thin",
@@ -262,35 +267,32 @@ def missing(places: Places, found: Results) -> tuple[list[str], bool]:
     return [cell.name for cell in cells if cell.name not in found.rows], complete
 
 
-def timed(found: Results) -> dict[str, list[str]]:
+def timed(found: Results) -> dict[str, list[Cell]]:
     """Of every shape the recognisers of words that have it, any of which may be timed."""
-    shapes: dict[str, list[str]] = {}
+    shapes: dict[str, list[Cell]] = {}
     for encoder in encoders():
         for seed in range(SEEDS):
             one = replace(encoder, seed=seed)
-            there = [name for text in OF_WORDS if (name := Cell(one, text).name) in found.rows]
+            there = [cell for text in OF_WORDS if (cell := Cell(one, text)).name in found.rows]
             if there:
                 shapes.setdefault(shape(one), []).extend(there)
     for name, alike in shapes.items():
-        sizes = {(found.rows[one]["params"], found.rows[one]["macs_per_second"]) for one in alike}
-        assert len(sizes) == 1, f"not of one shape {name}: {', '.join(alike)}"
+        rows = [found.rows[cell.name] for cell in alike]
+        sizes = {(row["params"], row["macs_per_second"]) for row in rows}
+        assert len(sizes) == 1, f"not of one shape {name}: {', '.join(cell.name for cell in alike)}"
     return shapes
 
 
-def measure_latency(found: Results, work: Path, folder: Path) -> None:
-    """Of every shape that there is, in turn.
+def measure_latency(found: Results, folder: Path) -> None:
+    """Of every shape that there is, in turn, of untrained recognisers.
 
     Raises:
-        UserError: one has no model in `work`, so that its latency would be forgotten.
+        UserError: one that is made again has not the size that is kept of it.
     """
-    models = {
-        name: [at for one in alike if (at := model_of(work, one)).is_dir()] for name, alike in timed(found).items()
-    }
-    lost = [name for name, there in models.items() if not there]
-    if lost:
-        raise UserError(f"{work} lacks models whose latency would be forgotten: {', '.join(lost)}")
-    sources = {name: source_of(there[0]) for name, there in models.items()}
-    passes = {name: hearing(one.model.eval(), one.extractor, 10.0) for name, one in sources.items()}
+    teacher, passes = source_of(make.TEACHER), {}
+    for name, alike in timed(found).items():
+        model = recogniser(found, teacher.model, alike[0]).eval()
+        passes[name] = hearing(model, filter_bank_extractor() if hears_filter_banks(model) else teacher.extractor, 10.0)
     times = {
         f"{name}@{threads}": value for threads in THREADS for name, value in median_ms(passes, PASSES, threads).items()
     }
@@ -310,11 +312,11 @@ def sections(folder: Path) -> Sequence[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.students.table", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS / "students", help="default: the results kept here")
-    parser.add_argument("--latency", type=Path, metavar="WORK", help="measure the models in this folder first")
+    parser.add_argument("--latency", action="store_true", help="measure it first, of untrained models")
     given = parser.parse_args()
     if given.latency:
         try:
-            measure_latency(read(given.results), given.latency, given.results)
+            measure_latency(read(given.results), given.results)
         except UserError as error:
             parser.error(str(error))
     print(*sections(given.results), sep="\n\n", end="\n\n")

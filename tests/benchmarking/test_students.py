@@ -10,6 +10,7 @@ import torch
 from benchmarks.recogniser_tables import Results
 from benchmarks.students import bench, cells, make, table
 from benchmarks.students.cells import INPUTS, LOSSES, STUDENTS, WHOLE, Cell, Encoder, Input
+from benchmarks.students.untrained import recogniser
 from benchmarks.synergy import bench as synergy_bench
 from benchmarks.synergy.bench import Places, lay_out
 
@@ -88,7 +89,8 @@ def test_encoders_then_recognisers_are_made_once_and_the_table_has_them(
         assert of_input
         assert all(0.7 * kept < size <= kept for size in of_input), (kept, of_input)
     read = table.read(places.results)
-    table.measure_latency(read, places.work, places.results)
+    table.measure_latency(read, places.results)
+    trained_and_untrained_are_alike(places, read, first)
     parts = [part for part in table.sections(places.results) if not part.startswith("**")]
     words, answers, tenth, longer, sentences = (part.splitlines() for part in parts)
     assert [line.split(" | ")[0] for line in words[2:]] == [
@@ -265,16 +267,27 @@ def test_students_are_compared_over_the_seeds_that_both_have() -> None:
     assert cell[5:] == ["1", "1", "20.0", "10.0", "0.0020", "3.0 |"]
 
 
-def test_latencies_that_are_kept_are_not_forgotten_for_those_of_fewer_models(
+def trained_and_untrained_are_alike(places: Places, found: Results, cells: list[Cell]) -> None:
+    teacher = source_of(make.TEACHER).model
+    for cell in cells:
+        trained = source_of(places.work / bench.CELLS / cell.name).model
+        untrained = recogniser(found, teacher, cell)
+        assert type(untrained) is type(trained)
+        shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (untrained, trained)]
+        assert shapes[0] == shapes[1], cell.name
+
+
+def test_a_latency_is_not_measured_of_another_shape_than_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / f"{Cell(WHOLE).name}.json").write_text(json.dumps({"params": 1, "macs_per_second": 2}))
+    values = {"params": 2_500_000, "macs_per_second": 2.0}
+    (tmp_path / f"{Cell(WHOLE).name}.json").write_text(json.dumps(values))
     (tmp_path / "latency.json").write_text(kept := json.dumps({"p50_ms": {"whole_waveform@1": 50.0}}))
-    monkeypatch.setattr("sys.argv", ["table", "--results", str(tmp_path), "--latency", str(tmp_path / "work")])
+    monkeypatch.setattr("sys.argv", ["table", "--results", str(tmp_path), "--latency"])
     with pytest.raises(SystemExit) as stopped:
         table.main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.endswith("latency would be forgotten: whole_waveform\n")
+    assert "whole_none_waveform_seed-0_words: expected 2,500,000 parameters and 2 MACs/s" in capsys.readouterr().err
     assert (tmp_path / "latency.json").read_text() == kept
 
 
@@ -283,10 +296,9 @@ def test_students_made_by_hand_have_one_latency_for_an_input_and_pruned_ones_the
     pruned = [Cell(Encoder("pruned", "both", seed=seed)) for seed in (0, 1)]
     rows = {cell.name: {"params": 1, "macs_per_second": 2} for cell in (*made, *pruned)}
     found = Results(rows, torch.zeros(0), [], {"deep-thin_waveform@1": 3.0, "pruned_both_waveform_seed-1@1": 4.0})
-    names = [cell.name for cell in pruned]
     assert table.timed(found) == {
-        "deep-thin_waveform": [cell.name for cell in made],
-        **{name.removesuffix("_words"): [name] for name in names},
+        "deep-thin_waveform": made,
+        **{cell.name.removesuffix("_words"): [cell] for cell in pruned},
     }
     assert [table._latency(found, cell.encoder, 1) for cell in (*made, *pruned)] == [3.0] * 6 + [4.0] * 2
     assert table._latency(found, Encoder("deep-thin", "both", "fbank"), 1) is None

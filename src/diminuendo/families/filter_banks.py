@@ -54,7 +54,8 @@ def filter_banks(waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "ba
     before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
     window, bank = (part.to(frames.device) for part in _constants())
     with torch.autocast(frames.device.type, enabled=False):
-        power = torch.fft.rfft((frames - PREEMPHASIS * before) * window, FFT_SIZE).abs().square()
+        spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * window, FFT_SIZE)
+        power = spectrum.real.square() + spectrum.imag.square()  # abs() takes roots, a third of all the time
         return torch.log((power @ bank).clamp(min=FLOOR))
 
 
