@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Student = Literal["deep-thin", "shallow-wide", "pruned", "whole"]
 Loss = Literal["regression", "discriminative", "both", "none"]
@@ -16,6 +16,9 @@ INPUTS: tuple[Input, ...] = ("waveform", "fbank")
 SEEDS = 3
 DISTILLED_LONGER = 4
 """Times the steps of distillation."""
+
+OF_WORDS: tuple[Text, ...] = ("words", "longer", "longest")
+"""Whose recognisers of one encoder are of one size; a tenth of the texts may lack characters."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class Cell:
 
 
 WHOLE = Encoder("whole", "none")
+
+
+def encoders() -> list[Encoder]:
+    """Of one seed all that there can be, whatever the grid has of them."""
+    shapes = [Encoder(student, loss, heard) for heard in get_args(Input) for student in STUDENTS for loss in LOSSES]
+    return [WHOLE, *shapes, *(replace(encoder, times=DISTILLED_LONGER) for encoder in shapes)]
 
 
 def first() -> list[Cell]:

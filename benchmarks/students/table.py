@@ -19,10 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.heard import hearing, median_ms
-from benchmarks.recogniser_tables import LATENCY, PASSES, Results, mean_interval, more_errors, read
-from benchmarks.record import RESULTS, record
-from benchmarks.students import make
+from benchmarks.recogniser_tables import Results, Row, mean_interval, more_errors, read
+from benchmarks.record import RESULTS
 from benchmarks.students.bench import TASKS, grid
 from benchmarks.students.cells import (
     DISTILLED_LONGER,
@@ -38,14 +36,12 @@ from benchmarks.students.cells import (
     Student,
     Text,
     best,
+    encoders,
     first,
 )
-from benchmarks.students.untrained import recogniser
+from benchmarks.students.latency import THREADS, latency_ms, measure
 from benchmarks.synergy.bench import Places
-from diminuendo.api import source_of
 from diminuendo.errors import UserError
-from diminuendo.families.filter_bank_input import hears_filter_banks
-from diminuendo.families.filter_banks import filter_bank_extractor
 
 NAMES: dict[Student, str] = {
     "deep-thin": "deep and thin",
@@ -67,8 +63,6 @@ TITLES: dict[Text, str] = {
     "longest": "Words, nine times the steps",
     "sentences": "Phones of sentences",
 }
-OF_WORDS: tuple[Text, ...] = ("words", "longer", "longest")  # a tenth may lack characters
-THREADS = (1, 2)
 HEAD = (
     "student",
     "loss",
@@ -98,11 +92,6 @@ def both_seeds(found: Results, one: Cell, other: Cell) -> tuple[list[str], list[
     return [a for a, _ in there], [b for _, b in there]
 
 
-def encoders() -> list[Encoder]:
-    shapes = [Encoder(student, loss, heard) for heard in HEARD for student in STUDENTS for loss in LOSSES]
-    return [WHOLE, *shapes, *(replace(encoder, times=DISTILLED_LONGER) for encoder in shapes)]
-
-
 def table(text: Text, found: Results) -> str:
     """Of what is there; nothing if there is nothing."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
@@ -114,18 +103,16 @@ def table(text: Text, found: Results) -> str:
 def _line(cell: Cell, found: Results) -> str:
     names, encoder = seeds(found, cell), cell.encoder
     rows = [found.rows[name] for name in names]
-    values = [100 * row["wer"]["wer"] for row in rows]
-    spread = f"; {len(rows)} seeds, {min(values):.1f} to {max(values):.1f}" if len(rows) > 1 else ""
     distilled = [found.rows[name]["cpu_seconds"] for name in _encoders(names) if name in found.rows]
     spent = sum(row["cpu_seconds"] for row in rows) + sum(distilled)
     plain = replace(cell, encoder=replace(encoder, loss="regression"))
     against = "" if encoder.loss in ("regression", "none") else _points(found, cell, plain)
-    times = {count: _latency(found, encoder, count) for count in THREADS}
+    times = {count: latency_ms(found, encoder, count) for count in THREADS}
     cells = [
         NAMES[encoder.student],
         "" if encoder == WHOLE else _loss(encoder),
         HEARD[encoder.input],
-        f"{sum(values) / len(values):.1f} ({mean_interval([row['wer'] for row in rows], 'wer')}{spread})",
+        errors_of(rows),
         against,
         f"{sum(row['params'] for row in rows) / len(rows):,.0f}",
         f"{sum(row['macs_per_second'] for row in rows) / len(rows) / 1e6:.0f}",
@@ -134,6 +121,15 @@ def _line(cell: Cell, found: Results) -> str:
         f"{spent / len(rows) / 60:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def errors_of(rows: Sequence[Row]) -> str:
+    """Of some seeds, in percent, with the interval over clips and where they differ; nothing of none."""
+    if not rows:
+        return ""
+    values = [100 * row["wer"]["wer"] for row in rows]
+    spread = f"; {len(rows)} seeds, {min(values):.1f} to {max(values):.1f}" if len(rows) > 1 else ""
+    return f"{sum(values) / len(values):.1f} ({mean_interval([row['wer'] for row in rows], 'wer')}{spread})"
 
 
 def _loss(encoder: Encoder) -> str:
@@ -154,19 +150,6 @@ def _points(found: Results, cell: Cell, other: Cell) -> str:
     if not ours:
         return ""
     return more_errors(found, ours, others)[0] + (f", {len(ours)} seeds" if len(ours) > 1 else "")
-
-
-def shape(encoder: Encoder) -> str:
-    """A name of what its latency depends on."""
-    own = encoder.student == "pruned"
-    return encoder.name.removeprefix("encoder_") if own else f"{encoder.student}_{encoder.input.removesuffix('-long')}"
-
-
-def _latency(found: Results, encoder: Encoder, threads: int) -> float | None:
-    """The mean of what is timed of its seeds."""
-    shapes = dict.fromkeys(shape(replace(encoder, seed=seed)) for seed in range(SEEDS))
-    times = [found.latency[key] for one in shapes if (key := f"{one}@{threads}") in found.latency]
-    return sum(times) / len(times) if times else None
 
 
 def questions() -> list[tuple[str, Cell, Cell]]:
@@ -237,27 +220,34 @@ def with_best(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
         ours = replace(ranked[0], input=heard)
         others = [*ranked[1:], *(Encoder(student, "regression") for student in MADE_BY_HAND)]
         for one in dict.fromkeys([*(replace(other, input=heard) for other in others), WHOLE]):
-            asked.append((f"{_title(ours)}, than {_title(one)}", Cell(ours, text), Cell(one, text)))
+            asked.append((f"{title_of(ours)}, than {title_of(one)}", Cell(ours, text), Cell(one, text)))
     return asked
 
 
-def _title(encoder: Encoder) -> str:
+def title_of(encoder: Encoder) -> str:
     name = NAMES[encoder.student]
     return name if encoder == WHOLE else f"{name}, {encoder.loss}, {HEARD[encoder.input]}"
+
+
+def compared(found: Results, one: Cell, other: Cell) -> tuple[str, str, str, str, int]:
+    """More errors: points, with an interval over clips; that over speakers; relative; less time; of how many seeds."""
+    ours, others = both_seeds(found, one, other)
+    times = [latency_ms(found, cell.encoder, 1) for cell in (one, other)]
+    saved = f"{1 - times[0] / times[1]:.0%}" if times[0] and times[1] else ""
+    return *more_errors(found, ours, others), saved, len(ours)
+
+
+def counted(title: str, number: int) -> str:
+    return title + (f", {number} seeds" if number > 1 else "")
 
 
 def answers(found: Results, asked: Sequence[tuple[str, Cell, Cell]]) -> str:
     """Of those of which both are there; nothing if there are none."""
     lines = ["| than | more errors, points | by speakers | relative, % | less time |", "|" + " --- |" * 5]
     for title, one, other in asked:
-        ours, others = both_seeds(found, one, other)
-        if not ours:
-            continue
-        points, by_speakers, relative = more_errors(found, ours, others)
-        times = [_latency(found, cell.encoder, 1) for cell in (one, other)]
-        saved = f"{1 - times[0] / times[1]:.0%}" if times[0] and times[1] else ""
-        counted = f", {len(ours)} seeds" if len(ours) > 1 else ""
-        lines.append(f"| {title}{counted} | {points} | {by_speakers} | {relative} | {saved} |")
+        *values, number = compared(found, one, other)
+        if number:
+            lines.append(f"| {counted(title, number)} | {' | '.join(values)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -267,45 +257,17 @@ def missing(places: Places, found: Results) -> tuple[list[str], bool]:
     return [cell.name for cell in cells if cell.name not in found.rows], complete
 
 
-def timed(found: Results) -> dict[str, list[Cell]]:
-    """Of every shape the recognisers of words that have it, any of which may be timed."""
-    shapes: dict[str, list[Cell]] = {}
-    for encoder in encoders():
-        for seed in range(SEEDS):
-            one = replace(encoder, seed=seed)
-            there = [cell for text in OF_WORDS if (cell := Cell(one, text)).name in found.rows]
-            if there:
-                shapes.setdefault(shape(one), []).extend(there)
-    for name, alike in shapes.items():
-        rows = [found.rows[cell.name] for cell in alike]
-        sizes = {(row["params"], row["macs_per_second"]) for row in rows}
-        assert len(sizes) == 1, f"not of one shape {name}: {', '.join(cell.name for cell in alike)}"
-    return shapes
-
-
-def measure_latency(found: Results, folder: Path) -> None:
-    """Of every shape that there is, in turn, of untrained recognisers.
-
-    Raises:
-        UserError: one that is made again has not the size that is kept of it.
-    """
-    teacher, passes = source_of(make.TEACHER), {}
-    for name, alike in timed(found).items():
-        model = recogniser(found, teacher.model, alike[0]).eval()
-        passes[name] = hearing(model, filter_bank_extractor() if hears_filter_banks(model) else teacher.extractor, 10.0)
-    times = {
-        f"{name}@{threads}": value for threads in THREADS for name, value in median_ms(passes, PASSES, threads).items()
-    }
-    record(folder / LATENCY, {"p50_ms": times})
+def asked(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
+    """All that is compared after one text."""
+    return [*(questions() if text == "words" else []), *losses(text), *with_best(found, text)]
 
 
 def sections(folder: Path) -> Sequence[str]:
     parts = []
     for text, title in TITLES.items():
         found = read(folder, TASKS[text])
-        asked = [*(questions() if text == "words" else []), *losses(text), *with_best(found, text)]
         rows = table(text, found)
-        parts += [f"**{title}**", rows, answers(found, asked)] if rows else []
+        parts += [f"**{title}**", rows, answers(found, asked(found, text))] if rows else []
     return [part for part in parts if part]
 
 
@@ -316,7 +278,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.latency:
         try:
-            measure_latency(read(given.results), given.results)
+            measure(read(given.results), given.results)
         except UserError as error:
             parser.error(str(error))
     print(*sections(given.results), sep="\n\n", end="\n\n")

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from benchmarks.students import cells, make, table
+from benchmarks.students import cells, latency, make
 from benchmarks.students.cells import STUDENTS, Cell, Encoder, Input
 
 from benchmarking.test_students import DEV
@@ -12,7 +12,9 @@ def test_a_front_end_that_learns_longer_is_the_one_thing_that_differs() -> None:
     short, long = (make.encoder_settings(Encoder("pruned", "both", heard, 1)) for heard in ("fbank", "fbank-long"))
     assert short.pop("input_steps") * 3 == long.pop("input_steps")
     assert short == long
-    assert table.shape(Encoder("deep-thin", "both", "fbank-long")) == table.shape(Encoder("deep-thin", "both", "fbank"))
+    assert latency.shape(Encoder("deep-thin", "both", "fbank-long")) == latency.shape(
+        Encoder("deep-thin", "both", "fbank")
+    )
     following = [cell for cell in cells.then(DEV) if cell.encoder.times == 1]
     long_cells = [cell for cell in following if cell.encoder.input == "fbank-long"]
     assert {(cell.encoder.student, cell.encoder.seed, cell.text) for cell in long_cells} == {
@@ -36,7 +38,7 @@ def test_filter_banks_deep_have_another_front_end_that_learns_for_longer() -> No
     assert set(differ) == {"input", "input_steps", "keep"}
     assert differ["input"] == ("fbank-plain", "fbank")
     assert differ["input_steps"] == (600, 3000)
-    assert len({table.shape(Encoder("deep-thin", "both", heard)) for heard in get_args(Input)}) == 3
+    assert len({latency.shape(Encoder("deep-thin", "both", heard)) for heard in get_args(Input)}) == 3
     dev = DEV | {Cell(Encoder("pruned", "both")).name: 0.3, Cell(Encoder("deep-thin", "both", "fbank")).name: 0.4}
     once = [cell for cell in cells.then(dev) if cell.encoder.times == 1]
     following = [cell for cell in once if cell.encoder.input == "fbank-deep"]
@@ -52,7 +54,7 @@ def test_longer_distillation_is_of_more_steps_and_its_recognisers_have_cells_of_
         "encoder_deep-thin_both_fbank-long_seed-1",
         "encoder_deep-thin_both_fbank-long_times-4_seed-1",
     )
-    assert table.shape(once) == table.shape(longer)
+    assert latency.shape(once) == latency.shape(longer)
     settings, more = make.encoder_settings(once), make.encoder_settings(longer)
     steps = [sum(some.pop(key) for key in ("steps", "distil_steps")) for some in (settings, more)]
     assert steps == [1200, 4800]

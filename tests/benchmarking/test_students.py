@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.recogniser_tables import Results
-from benchmarks.students import bench, cells, make, table
+from benchmarks.students import bench, cells, latency, make, table
 from benchmarks.students.cells import INPUTS, LOSSES, STUDENTS, WHOLE, Cell, Encoder, Input
-from benchmarks.students.untrained import recogniser
 from benchmarks.synergy import bench as synergy_bench
 from benchmarks.synergy.bench import Places, lay_out
 
@@ -89,7 +88,7 @@ def test_encoders_then_recognisers_are_made_once_and_the_table_has_them(
         assert of_input
         assert all(0.7 * kept < size <= kept for size in of_input), (kept, of_input)
     read = table.read(places.results)
-    table.measure_latency(read, places.results)
+    latency.measure(read, places.results)
     trained_and_untrained_are_alike(places, read, first)
     parts = [part for part in table.sections(places.results) if not part.startswith("**")]
     words, answers, tenth, longer, sentences = (part.splitlines() for part in parts)
@@ -271,7 +270,7 @@ def trained_and_untrained_are_alike(places: Places, found: Results, cells: list[
     teacher = source_of(make.TEACHER).model
     for cell in cells:
         trained = source_of(places.work / bench.CELLS / cell.name).model
-        untrained = recogniser(found, teacher, cell)
+        untrained = latency.recogniser(found, teacher, cell)
         assert type(untrained) is type(trained)
         shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (untrained, trained)]
         assert shapes[0] == shapes[1], cell.name
@@ -296,12 +295,12 @@ def test_students_made_by_hand_have_one_latency_for_an_input_and_pruned_ones_the
     pruned = [Cell(Encoder("pruned", "both", seed=seed)) for seed in (0, 1)]
     rows = {cell.name: {"params": 1, "macs_per_second": 2} for cell in (*made, *pruned)}
     found = Results(rows, torch.zeros(0), [], {"deep-thin_waveform@1": 3.0, "pruned_both_waveform_seed-1@1": 4.0})
-    assert table.timed(found) == {
+    assert latency.timed(found) == {
         "deep-thin_waveform": made,
         **{cell.name.removesuffix("_words"): [cell] for cell in pruned},
     }
-    assert [table._latency(found, cell.encoder, 1) for cell in (*made, *pruned)] == [3.0] * 6 + [4.0] * 2
-    assert table._latency(found, Encoder("deep-thin", "both", "fbank"), 1) is None
+    assert [latency.latency_ms(found, cell.encoder, 1) for cell in (*made, *pruned)] == [3.0] * 6 + [4.0] * 2
+    assert latency.latency_ms(found, Encoder("deep-thin", "both", "fbank"), 1) is None
     rows[made[1].name]["params"] = 5
     with pytest.raises(AssertionError, match="not of one shape deep-thin_waveform"):
-        table.timed(found)
+        latency.timed(found)
