@@ -3,20 +3,20 @@
     python -m benchmarks.students.document [FILE]
 
 A table of FILE is known by its first line. Of the comparisons that benchmarks.students.table has these are left: of
-several seeds, with the teacher, and of sentences, which have one seed.
+several seeds, with the teacher, and of sentences, which have one seed; none twice, nor the other way round.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.recogniser_tables import Results, read
 from benchmarks.record import RESULTS
 from benchmarks.students.bench import TASKS
-from benchmarks.students.cells import INPUTS, LOSSES, OF_WORDS, STUDENTS, WHOLE, Cell, Encoder, Text, best, first
+from benchmarks.students.cells import INPUTS, LOSSES, OF_WORDS, SEEDS, STUDENTS, WHOLE, Cell, Encoder, Text, best, first
 from benchmarks.students.latency import THREADS, latency_ms
-from benchmarks.students.table import HEARD, NAMES, asked, compared, counted, errors_of, seeds, title_of
+from benchmarks.students.table import HEARD, NAMES, asked, both_seeds, compared, counted, errors_of, seeds, title_of
 from diminuendo.errors import UserError
 
 LOSS_HEAD = "| word errors, %, seed 0 | regression | discriminative | both | ms |"
@@ -34,7 +34,6 @@ TENTH_HEAD = (
 )
 BEST_TEXTS: tuple[Text, ...] = ("words", "longer", "longest", "sentences")
 
-
 Line = Sequence[str]
 
 
@@ -44,7 +43,7 @@ def by_loss(folder: Path) -> Iterator[Line]:
         for student in STUDENTS:
             encoders = [Encoder(student, loss, heard) for loss in LOSSES]
             errors = [f"{100 * found.rows[Cell(encoder).name]['wer']['wer']:.1f}" for encoder in encoders]
-            times = dict.fromkeys(_ms(found, encoder, 1) for encoder in encoders)  # of those made by hand all are one's
+            times = dict.fromkeys(_ms(found, one, 1, [0]) for one in encoders)  # of those made by hand all are one's
             yield f"{NAMES[student]}, {HEARD[heard]}", *errors, ", ".join(times)
 
 
@@ -70,11 +69,12 @@ def pairs(folder: Path) -> Iterator[Line]:
     for text in BEST_TEXTS:
         found = read(folder, TASKS[text])
         for title, one, other in asked(found, text):
-            points, by_speakers, *rest, number = compared(found, one, other)
+            number = len(both_seeds(found, one, other)[0])
             of_few = number < 2 and text != "sentences" and WHOLE not in (one.encoder, other.encoder)
             if not number or of_few or {one, other} in known:
                 continue
             known.add(frozenset((one, other)))
+            points, by_speakers, *rest = compared(found, one, other)
             prefix = "" if text == "words" else f"{text}: "
             yield prefix + counted(title, number), _over_both(points, by_speakers), *rest
 
@@ -89,11 +89,11 @@ def of_tenth(folder: Path) -> Iterator[Line]:
                     plain = Cell(replace(one, loss="regression"), "tenth")
                     points, by_speakers, *_ = compared(found, Cell(one, "tenth"), plain)
                     more = "" if loss == "regression" else _over_both(points, by_speakers)
-                    yield f"{title_of(one)}", errors_of([found.rows[name] for name in names]), more
+                    yield title_of(one), errors_of([found.rows[name] for name in names]), more
 
 
-def _ms(found: Results, encoder: Encoder, threads: int) -> str:
-    time = latency_ms(found, encoder, threads)
+def _ms(found: Results, encoder: Encoder, threads: int, seeds: Iterable[int] = range(SEEDS)) -> str:
+    time = latency_ms(found, encoder, threads, seeds)
     return "" if time is None else f"{time:.1f}"
 
 
@@ -109,16 +109,21 @@ TABLES: Mapping[str, Callable[[Path], Iterator[Line]]] = {
 }
 
 
-def rewritten(text: str, folder: Path) -> str:
-    """The text with its tables anew. UserError if it lacks one of them."""
+def tables(folder: Path) -> dict[str, list[Line]]:
+    """The lines of every table, by its first line."""
+    return {head: list(made(folder)) for head, made in TABLES.items()}
+
+
+def rewritten(text: str, anew: Mapping[str, Iterable[Line]]) -> str:
+    """The text with its tables `anew`. UserError if one of them is not there, or twice."""
     lines = text.splitlines()
-    for head, made in TABLES.items():
+    for head, made in anew.items():
         if lines.count(head) != 1:
             raise UserError(f"expected one table that begins with {head!r}; found {lines.count(head)}")
         start = end = lines.index(head) + 2
         while end < len(lines) and lines[end].startswith("|"):
             end += 1
-        lines[start:end] = ["| " + " | ".join(line) + " |" for line in made(folder)]
+        lines[start:end] = ["| " + " | ".join(line) + " |" for line in made]
     return "\n".join(lines) + "\n"
 
 
@@ -127,7 +132,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path, default=Path("docs/results.md"), help="default: docs/results.md")
     given = parser.parse_args()
     try:
-        text = rewritten(given.file.read_text(), RESULTS / "students")
+        text = rewritten(given.file.read_text(), tables(RESULTS / "students"))
     except (OSError, UserError) as error:
         parser.error(f"{given.file}: {error}")
     given.file.write_text(text)

@@ -3,6 +3,7 @@
 They depend on the shape alone: of every shape one recogniser is made again from what is kept, with weights by chance.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,39 +35,38 @@ def shape(encoder: Encoder) -> str:
     return encoder.name.removeprefix("encoder_") if own else f"{encoder.student}_{encoder.input.removesuffix('-long')}"
 
 
-def latency_ms(found: Results, encoder: Encoder, threads: int) -> float | None:
-    """The mean of what is timed of its seeds."""
-    shapes = dict.fromkeys(shape(replace(encoder, seed=seed)) for seed in range(SEEDS))
+def latency_ms(found: Results, encoder: Encoder, threads: int, seeds: Iterable[int] = range(SEEDS)) -> float | None:
+    """The mean of what is timed of its seeds; None of nothing."""
+    shapes = dict.fromkeys(shape(replace(encoder, seed=seed)) for seed in seeds)
     times = [found.latency[key] for one in shapes if (key := f"{one}@{threads}") in found.latency]
     return sum(times) / len(times) if times else None
 
 
-def timed(found: Results) -> dict[str, list[Cell]]:
-    """Of every shape the recognisers of words that have it, any of which may be timed."""
-    shapes: dict[str, list[Cell]] = {}
+def timed(found: Results) -> dict[str, Cell]:
+    """Of every shape one recogniser of words that has it. UserError if others of that shape are of other sizes."""
+    shapes: dict[str, Cell] = {}
     for encoder in encoders():
-        for seed in range(SEEDS):
-            one = replace(encoder, seed=seed)
-            there = [cell for text in OF_WORDS if (cell := Cell(one, text)).name in found.rows]
-            if there:
-                shapes.setdefault(shape(one), []).extend(there)
-    for name, alike in shapes.items():
-        rows = [found.rows[cell.name] for cell in alike]
-        sizes = {(row["params"], row["macs_per_second"]) for row in rows}
-        assert len(sizes) == 1, f"not of one shape {name}: {', '.join(cell.name for cell in alike)}"
+        for cell in [Cell(replace(encoder, seed=seed), text) for seed in range(SEEDS) for text in OF_WORDS]:
+            if cell.name in found.rows:
+                one = shapes.setdefault(shape(cell.encoder), cell)
+                if _size(found, one) != _size(found, cell):
+                    raise UserError(f"{one.name} and {cell.name} are to be of one shape; their sizes differ")
     return shapes
 
 
 def measure(found: Results, folder: Path) -> None:
-    """Of every shape that there is, in turn, of untrained recognisers.
+    """Times untrained recognisers of all shapes that there are, in turn, and keeps the latencies in `folder`.
 
     Raises:
-        UserError: one that is made again has not the size that is kept of it.
+        UserError: there are none, or one that is made again is not what is kept of it.
     """
-    teacher, passes = source_of(make.TEACHER), {}
-    for name, alike in timed(found).items():
-        model = recogniser(found, teacher.model, alike[0]).eval()
+    teacher, passes, labels = source_of(make.TEACHER), {}, set()
+    for name, cell in timed(found).items():
+        model = recogniser(found, teacher.model, cell)
+        labels.add(model.config.vocab_size)
         passes[name] = hearing(model, filter_bank_extractor() if hears_filter_banks(model) else teacher.extractor, 10.0)
+    if len(labels) != 1:
+        raise UserError(f"expected recognisers of words, of one number of labels; found {sorted(labels)}")
     times = {
         f"{name}@{threads}": value for threads in THREADS for name, value in median_ms(passes, PASSES, threads).items()
     }
@@ -74,36 +74,46 @@ def measure(found: Results, folder: Path) -> None:
 
 
 def recogniser(found: Results, teacher: Model, cell: Cell) -> Model:
-    """One of the shape that a cell's result is of.
+    """One of the shape that a cell's result is of, in evaluation mode.
+
+    Parameters and MACs are compared with the result's. They do not tell how many heads share a width: students made by
+    hand have as many as their recipe gives, pruned ones as their encoder's result says.
 
     Raises:
         UserError: this code, or another teacher, gives another shape than the result has.
     """
     torch.manual_seed(0)
-    model, row = _encoder(found, teacher, cell.encoder), found.rows[cell.name]
-    shape = getattr(model.config, "diminuendo", {}).get("shape", {})
-    width = size(shape.get("width", model.config.hidden_size))
-    labels = (row["params"] - count_parameters(model)) // (width + 1) - 1
-    model = with_head(model, "ctc", labels)
-    made = (count_parameters(model), count_macs_per_second(model))
-    if made != (told := (row["params"], row["macs_per_second"])):
+    model = _encoder(found, teacher, cell.encoder)
+    kept = getattr(model.config, "diminuendo", {}).get("shape", {}).get("width", model.config.hidden_size)
+    params, macs = _size(found, cell)
+    labels = (params - count_parameters(model)) // (size(kept) + 1) - 1  # a row and a bias of each, and of the blank
+    model = with_head(model, "ctc", max(labels, 1))
+    made = count_parameters(model), count_macs_per_second(model)
+    if made != (params, macs):
         raise UserError(
-            f"{cell.name}: expected {told[0]:,} parameters and {told[1]:,.0f} MACs/s, as its result has; the model "
-            f"made again has {made[0]:,} and {made[1]:,.0f}: it is of other code or of another teacher"
+            f"{cell.name}: expected {params:,} parameters and {macs:,.0f} MACs/s, as its result has; the model made "
+            f"again has {made[0]:,} and {made[1]:,.0f}: it is of other code or of another teacher"
         )
     return model
+
+
+def _size(found: Results, cell: Cell) -> tuple[int, float]:
+    row = found.rows[cell.name]
+    return row["params"], row["macs_per_second"]
 
 
 def _encoder(found: Results, teacher: Model, one: Encoder) -> Model:
     if one == WHOLE:
         return teacher
-    heard = one.input != "waveform"
+    waveform, plain = one.input == "waveform", make.plain(one.input)
     if one.student in MADE_BY_HAND:
-        shape = RECIPES[make.RECIPES[one.student]]().shape
-        made = make_student(teacher, shape, make.KEEP * count_parameters(teacher)).model
-        return with_filter_banks(made, plain=make.plain(one.input)) if heard else made
-    like = with_filter_banks(teacher, plain=make.plain(one.input)) if heard else teacher
+        by_hand = RECIPES[make.RECIPES[one.student]]().shape
+        made = make_student(teacher, by_hand, make.KEEP * count_parameters(teacher)).model
+        return made if waveform else with_filter_banks(made, plain=plain)
+    like = teacher if waveform else with_filter_banks(teacher, plain=plain)
     architecture = family_of(teacher).architecture_of(like)
     assert architecture is not None
-    shape = found.rows[one.name]["shape"]
-    return architecture.ragged(ragged_config(architecture.ragged.config_class, like.config, shape))
+    if one.name not in found.rows:
+        raise UserError(f"expected {one.name}.json, which says what is left of it, beside its recogniser's result")
+    config = ragged_config(architecture.ragged.config_class, like.config, found.rows[one.name]["shape"])
+    return architecture.ragged(config).eval()

@@ -154,41 +154,41 @@ def _points(found: Results, cell: Cell, other: Cell) -> str:
 
 def questions() -> list[tuple[str, Cell, Cell]]:
     """What is compared: inputs, also at as much training time and of longer distillation, and shapes."""
-    asked = []
+    pairs = []
     for student in STUDENTS:
         for loss in LOSSES:
             one, banks = (Cell(Encoder(student, loss, heard)) for heard in INPUTS)
             what = f"{NAMES[student]}, {loss}"
-            asked.append((f"{what}: filter banks than the waveform", banks, one))
+            pairs.append((f"{what}: filter banks than the waveform", banks, one))
             longer, longer_banks = (replace(cell, text="longer") for cell in (one, banks))
-            asked.append((f"{what}: filter banks, longer, than the waveform", longer_banks, one))
-            asked.append((f"{what}: filter banks than the waveform, both longer", longer_banks, longer))
+            pairs.append((f"{what}: filter banks, longer, than the waveform", longer_banks, one))
+            pairs.append((f"{what}: filter banks than the waveform, both longer", longer_banks, longer))
             long_banks, deep_banks = (Cell(Encoder(student, loss, heard), "longer") for heard in LEARNED_LONGER)
             of_waveform = replace(one, text="longest")
             for cell in (long_banks, deep_banks):
                 name, longest = HEARD[cell.encoder.input], replace(cell, text="longest")
-                asked.append((f"{what}: {name}, than the waveform, both longer", cell, longer))
-                asked.append((f"{what}: {name}, than filter banks, both longer", cell, longer_banks))
-                asked.append((f"{what}: {name}, longest, than the waveform, longer", longest, longer))
-                asked.append((f"{what}: {name}, than the waveform, both longest", longest, of_waveform))
-            asked.append(
+                pairs.append((f"{what}: {name}, than the waveform, both longer", cell, longer))
+                pairs.append((f"{what}: {name}, than filter banks, both longer", cell, longer_banks))
+                pairs.append((f"{what}: {name}, longest, than the waveform, longer", longest, longer))
+                pairs.append((f"{what}: {name}, than the waveform, both longest", longest, of_waveform))
+            pairs.append(
                 (f"{what}: {HEARD['fbank-deep']} than {HEARD['fbank-long']}, both longer", deep_banks, long_banks)
             )
             times, far = _as_long(DISTILLED_LONGER), _distilled_longer(longer)
             for cell in (long_banks, deep_banks):
                 name, far_banks = HEARD[cell.encoder.input], _distilled_longer(cell)
-                asked.append((f"{what}, {times}: {name}, than the waveform, both longer", far_banks, far))
+                pairs.append((f"{what}, {times}: {name}, than the waveform, both longer", far_banks, far))
             for cell in (longer, long_banks, deep_banks):
                 name = HEARD[cell.encoder.input]
-                asked.append((f"{what}, {name}, longer: {times} than once", _distilled_longer(cell), cell))
+                pairs.append((f"{what}, {name}, longer: {times} than once", _distilled_longer(cell), cell))
     for heard in INPUTS:
         for loss in LOSSES:
             deep, wide, pruned = (Cell(Encoder(student, loss, heard)) for student in STUDENTS)
             how = f"{loss}, {HEARD[heard]}"
-            asked.append((f"{how}: shallow and wide than deep and thin", wide, deep))
-            asked.append((f"{how}: deep and thin than pruned jointly", deep, pruned))
-            asked.append((f"{how}: shallow and wide than pruned jointly", wide, pruned))
-    return asked
+            pairs.append((f"{how}: shallow and wide than deep and thin", wide, deep))
+            pairs.append((f"{how}: deep and thin than pruned jointly", deep, pruned))
+            pairs.append((f"{how}: shallow and wide than pruned jointly", wide, pruned))
+    return pairs
 
 
 def _distilled_longer(cell: Cell) -> Cell:
@@ -197,14 +197,14 @@ def _distilled_longer(cell: Cell) -> Cell:
 
 def losses(text: Text) -> list[tuple[str, Cell, Cell]]:
     """Every loss beside plain regression."""
-    asked = []
+    pairs = []
     for heard in INPUTS:
         for student in STUDENTS:
             plain, *others = (Cell(Encoder(student, loss, heard), text) for loss in LOSSES)
             for one in others:
                 title = f"{NAMES[student]}, {HEARD[heard]}: {one.encoder.loss} than regression"
-                asked.append((title, one, plain))
-    return asked
+                pairs.append((title, one, plain))
+    return pairs
 
 
 def with_best(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
@@ -215,13 +215,13 @@ def with_best(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
     if not all(cell.name in found.rows for cell in first()):
         return []
     ranked = best({cell.name: found.rows[cell.name]["dev_wer"] for cell in first()})
-    asked = []
+    pairs = []
     for heard in HEARD:
         ours = replace(ranked[0], input=heard)
         others = [*ranked[1:], *(Encoder(student, "regression") for student in MADE_BY_HAND)]
         for one in dict.fromkeys([*(replace(other, input=heard) for other in others), WHOLE]):
-            asked.append((f"{title_of(ours)}, than {title_of(one)}", Cell(ours, text), Cell(one, text)))
-    return asked
+            pairs.append((f"{title_of(ours)}, than {title_of(one)}", Cell(ours, text), Cell(one, text)))
+    return pairs
 
 
 def title_of(encoder: Encoder) -> str:
@@ -229,25 +229,24 @@ def title_of(encoder: Encoder) -> str:
     return name if encoder == WHOLE else f"{name}, {encoder.loss}, {HEARD[encoder.input]}"
 
 
-def compared(found: Results, one: Cell, other: Cell) -> tuple[str, str, str, str, int]:
-    """More errors: points, with an interval over clips; that over speakers; relative; less time; of how many seeds."""
+def compared(found: Results, one: Cell, other: Cell) -> tuple[str, str, str, str]:
+    """More errors in points with an interval over clips, that over speakers, relative; less time, where it is known."""
     ours, others = both_seeds(found, one, other)
     times = [latency_ms(found, cell.encoder, 1) for cell in (one, other)]
     saved = f"{1 - times[0] / times[1]:.0%}" if times[0] and times[1] else ""
-    return *more_errors(found, ours, others), saved, len(ours)
+    return *more_errors(found, ours, others), saved
 
 
 def counted(title: str, number: int) -> str:
     return title + (f", {number} seeds" if number > 1 else "")
 
 
-def answers(found: Results, asked: Sequence[tuple[str, Cell, Cell]]) -> str:
+def answers(found: Results, pairs: Sequence[tuple[str, Cell, Cell]]) -> str:
     """Of those of which both are there; nothing if there are none."""
     lines = ["| than | more errors, points | by speakers | relative, % | less time |", "|" + " --- |" * 5]
-    for title, one, other in asked:
-        *values, number = compared(found, one, other)
-        if number:
-            lines.append(f"| {counted(title, number)} | {' | '.join(values)} |")
+    for title, one, other in pairs:
+        if number := len(both_seeds(found, one, other)[0]):
+            lines.append(f"| {counted(title, number)} | {' | '.join(compared(found, one, other))} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -258,8 +257,8 @@ def missing(places: Places, found: Results) -> tuple[list[str], bool]:
 
 
 def asked(found: Results, text: Text) -> list[tuple[str, Cell, Cell]]:
-    """All that is compared after one text."""
-    return [*(questions() if text == "words" else []), *losses(text), *with_best(found, text)]
+    """All that is compared after one text, the best on dev with others first."""
+    return [*with_best(found, text), *(questions() if text == "words" else []), *losses(text)]
 
 
 def sections(folder: Path) -> Sequence[str]:

@@ -55,7 +55,7 @@ def filter_banks(waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "ba
     window, bank = (part.to(frames.device) for part in _constants())
     with torch.autocast(frames.device.type, enabled=False):
         spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * window, FFT_SIZE)
-        power = spectrum.real.square() + spectrum.imag.square()  # abs() takes roots, a third of all the time
+        power = spectrum.real.square() + spectrum.imag.square()  # abs() takes roots, a third of the time
         return torch.log((power @ bank).clamp(min=FLOOR))
 
 
