@@ -70,7 +70,11 @@ def test_tables_of_made_up_results(tmp_path: Path) -> None:
     for name in ("task", "task-sentences"):
         (tmp_path / f"{name}.json").write_text(json.dumps(said))
     times = {"deep-thin_waveform": 4.0, "pruned_regression_waveform_seed-0": 2.0, "whole_waveform": 8.0}
-    times |= {"pruned_both_waveform_seed-0": 1.0, "pruned_regression_waveform_seed-1": 3.0}
+    times |= {
+        "pruned_both_waveform_seed-0": 2.0,
+        "pruned_discriminative_waveform_seed-0": 1.0,
+        "pruned_regression_waveform_seed-1": 3.0,
+    }
     latency = {f"{name}@{threads}": time / threads for name, time in times.items() for threads in (1, 2)}
     (tmp_path / "latency.json").write_text(json.dumps({"p50_ms": latency}))
 
@@ -79,7 +83,7 @@ def test_tables_of_made_up_results(tmp_path: Path) -> None:
     assert [list(line) for line in by_loss[:3]] == [
         ["deep and thin, waveform", "10.0", "10.0", "20.0", "4.0"],
         ["shallow and wide, waveform", "20.0", "20.0", "30.0", ""],
-        ["pruned jointly, waveform", "30.0", "30.0", "40.0", "2.0, , 1.0"],  # of seed 0, as the errors
+        ["pruned jointly, waveform", "30.0", "30.0", "40.0", "2.0, 1.0, 2.0"],  # of seed 0, as the errors
     ]
     assert list(by_best[0]) == ["the teacher, whole", "1,000", "2", "8.0 / 4.0", "0.0 (0.0 to 50.0)", "", "", ""]
     assert list(by_best[1]) == [
