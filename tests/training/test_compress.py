@@ -244,3 +244,12 @@ def test_a_task_gets_multipliers_that_can_outbid_its_loss() -> None:
     assert CompressConfig(steps=1600).multiplier_rate == 10 / 1600
     assert CompressConfig(steps=1600, task="own").multiplier_rate == 160 / 1600
     assert CompressConfig(steps=1600, task="own", multiplier_learning_rate=0.02).multiplier_rate == 0.02
+
+
+@pytest.mark.parametrize(("steps", "front_end"), [(1, 4), (800, 3000), (4000, 3000), (4004, 3003), (5000, 3750)])
+def test_filter_banks_learn_for_three_quarters_of_the_steps_and_in_short_runs_for_longer(
+    steps: int, front_end: int
+) -> None:
+    assert CompressConfig(steps=steps, input="fbank").front_end_steps == front_end
+    assert CompressConfig(steps=steps, input="fbank-plain", input_steps=7).front_end_steps == 7
+    assert CompressConfig(steps=steps).front_end_steps == 0

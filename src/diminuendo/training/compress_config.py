@@ -17,6 +17,7 @@ Objective = Literal["distillation", "masked_prediction"]
 Input = Literal["own", "fbank", "fbank-plain"]
 Method = Literal["l0", "lowrank", "l0+lowrank", "random", "magnitude", "taylor", "layerdrop", "student"]
 LEARNED: tuple[Method, ...] = ("l0", "lowrank", "l0+lowrank")
+FRONT_END_STEPS = 3000  # of filter banks' stage, in runs that are not much shorter than that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ class CompressConfig(RecognitionConfig):
     cluster_layer is None; those of a cluster_file of an earlier run; or num_clusters of the states of cluster_layer
     (None: the last) in cluster_seconds of audio, where the teacher is torn_between so many in the mean.
     input: "fbank" for filter banks in the place of convolutions on the waveform, which they learn from first, in
-    input_steps (None: three quarters of `steps`) at input_learning_rate; "fbank-plain" for those with the published
+    input_steps (None: three quarters of `steps`, or up to four times as many until there are 3,000) at
+    input_learning_rate; "fbank-plain" for those with the published
     front end, and each clip's level in them. A kept fraction is of MODEL as it came.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
@@ -298,8 +300,11 @@ class CompressConfig(RecognitionConfig):
         """Of the stage before all others."""
         if not self.hears_filter_banks:
             return 0
-        # A step takes a quarter of another's time. Beside a quarter of the steps that is worth 5 to 6 % of the errors.
-        return max(1, 3 * self.steps // 4) if self.input_steps is None else self.input_steps
+        if self.input_steps is not None:
+            return self.input_steps
+        # Of an encoder of HuBERT Base's size a step takes a quarter of another's time. Runs of 800 had 14 % more errors
+        # after 600 than after 3,000 (docs/LOG.md).
+        return max(3 * self.steps // 4, min(FRONT_END_STEPS, 4 * self.steps))
 
     @property
     def gate_rate(self) -> float:
