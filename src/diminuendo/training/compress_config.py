@@ -302,7 +302,7 @@ class CompressConfig(RecognitionConfig):
             return 0
         if self.input_steps is not None:
             return self.input_steps
-        # Of an encoder of HuBERT Base's size a step takes a quarter of another's time. Runs of 800 had 14 % more errors
+        # Of an encoder of HuBERT Base's size a step takes a quarter of another's time. Runs of 800 had 17 % more errors
         # after 600 than after 3,000 (docs/LOG.md).
         return max(3 * self.steps // 4, min(FRONT_END_STEPS, 4 * self.steps))
 
