@@ -149,7 +149,9 @@ def main() -> None:
         text = rewritten(given.file.read_text(), tables(RESULTS / "students"))
     except (OSError, UserError) as error:
         parser.error(f"{given.file}: {error}")
-    given.file.write_text(text)
+    beside = given.file.with_suffix(".tmp")
+    beside.write_text(text)
+    beside.rename(given.file)
 
 
 if __name__ == "__main__":

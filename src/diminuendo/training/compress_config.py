@@ -54,9 +54,9 @@ class CompressConfig(RecognitionConfig):
     cluster_layer is None; those of a cluster_file of an earlier run; or num_clusters of the states of cluster_layer
     (None: the last) in cluster_seconds of audio, where the teacher is torn_between so many in the mean.
     input: "fbank" for filter banks in the place of convolutions on the waveform, which they learn from first, in
-    input_steps (None: three quarters of `steps`, or up to four times as many until there are 3,000) at
-    input_learning_rate; "fbank-plain" for those with the published
-    front end, and each clip's level in them. A kept fraction is of MODEL as it came.
+    input_steps at input_learning_rate (None: three quarters of `steps`, in short runs up to four times as many, until
+    there are 3,000); "fbank-plain" for those with the published front end, and each clip's level in them. A kept
+    fraction is of MODEL as it came.
     fixed: kinds of axes that are left as they are, like ("channels",). width: whether the residual stream may become
     narrower, which it may not by default.
     gate_learning_rate: None for 0.02, more in runs so short that gates could not close; multiplier_learning_rate: None
@@ -302,8 +302,8 @@ class CompressConfig(RecognitionConfig):
             return 0
         if self.input_steps is not None:
             return self.input_steps
-        # Of an encoder of HuBERT Base's size a step takes a quarter of another's time. Runs of 800 had 17 % more errors
-        # after 600 than after 3,000 (docs/LOG.md).
+        # A step takes a quarter of the time of one that prunes. Students of runs of 800 had 17 % more errors after 600
+        # than after 3,000 (docs/LOG.md).
         return max(3 * self.steps // 4, min(FRONT_END_STEPS, 4 * self.steps))
 
     @property
